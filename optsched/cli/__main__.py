@@ -1,0 +1,5 @@
+"""Run ``python -m optsched.cli``."""
+
+from optsched.cli import main
+
+main()

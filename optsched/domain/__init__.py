@@ -1,0 +1,1 @@
+"""Frozen data: what is planned for, with what, and what came out."""

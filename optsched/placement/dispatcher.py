@@ -110,6 +110,10 @@ class Dispatcher:
             self._waiting_prefill.appendleft(conversation)
         return self._serve(now_s)
 
+    def decoder_of(self, conversation: int) -> int | None:
+        """Return the decoder that a conversation is already granted, if any."""
+        return self._decode.get(conversation)
+
     def waiting(self) -> int:
         """Return how many conversations wait for a replica."""
         return len(self._waiting_prefill) + len(self._waiting_decode)

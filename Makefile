@@ -1,0 +1,47 @@
+# Every target sets up what it needs; the first run installs pinned dependencies into .venv, later runs reuse it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := demo
+
+.PHONY: demo test test-slow bench lint format clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@mkdir -p $(DEMO)/models/gpus
+	@echo "1/4  calibrate: time real torch steps on this machine with 1, 2 and 3 replicas busy"
+	@OPTSCHED_MODELS=$(DEMO)/models $(BIN)/optsched calibrate --tier local-cpu --llm demo-qwen3 --out $(DEMO)/models/gpus/local-cpu.toml
+	@echo "2/4  plan: decide, predict, prove a bound"
+	@OPTSCHED_MODELS=$(DEMO)/models $(BIN)/optsched plan quickstart --out $(DEMO)/plan.json
+	@echo "3/4  simulate: execute the plan on a virtual clock"
+	@$(BIN)/optsched simulate $(DEMO)/plan.json
+	@echo "4/4  run: execute the plan on real torch workers"
+	@$(BIN)/optsched run $(DEMO)/plan.json --log $(DEMO)/log.parquet
+	@echo "Written: $(DEMO)/plan.json and $(DEMO)/log.parquet"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(STAMP)
+	HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest -q
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -q tests/benchmarks --override-ini='addopts=' --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

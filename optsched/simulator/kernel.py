@@ -1,0 +1,359 @@
+"""The compiled event loop: steps, tokens and transfers; it returns to Python only when placement has to be asked.
+
+All events of one moment are processed, then Python is told what happened (`Outbox`), then replicas start their steps.
+"""
+
+from __future__ import annotations
+
+from optsched.batching.blocks import blocks_for
+from optsched.batching.policies.dispatch import decide
+from optsched.batching.state import KV, NO_CACHE, Counts
+from optsched.batching.state import Engine as ReplicaEngine
+from optsched.compiled import kernel
+from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first, push
+from optsched.simulator.state import (
+    ARRIVED,
+    BLOCKED,
+    DONE,
+    EVICTED,
+    FINISHED,
+    MOVING,
+    PREEMPTED,
+    PREFILLED,
+    QUEUED,
+    ROOM,
+    TURN_ARRIVED,
+    Engine,
+    State,
+)
+
+DRAINED, TELL, FULL = 0, 1, 2
+
+
+@kernel
+def _tell(state: State, kind: int, subject: int) -> None:
+    end = state.outbox.size[0]
+    state.outbox.kind[end], state.outbox.subject[end] = kind, subject
+    state.outbox.size[0] = end + 1
+
+
+@kernel
+def _insert(state: State, replica: int, position: int, slot: int, segment: int) -> None:
+    queue, counts = state.replicas.queue[replica], state.replicas.counts[replica]
+    for index in range(counts[0] + counts[1] + counts[2], position, -1):
+        queue[index] = queue[index - 1]
+    queue[position] = slot
+    counts[segment] += 1
+
+
+@kernel
+def _remove(state: State, replica: int, slot: int) -> None:
+    queue, counts = state.replicas.queue[replica], state.replicas.counts[replica]
+    total = counts[0] + counts[1] + counts[2]
+    position = 0
+    while queue[position] != slot:
+        position += 1
+    segment = 0 if position < counts[0] else (1 if position < counts[0] + counts[1] else 2)
+    for index in range(position, total - 1):
+        queue[index] = queue[index + 1]
+    counts[segment] -= 1
+
+
+@kernel
+def enqueue(state: State, slot: int, replica: int) -> None:
+    """Put a slot at the end of a replica's waiting segment."""
+    counts = state.replicas.counts[replica]
+    _insert(state, replica, counts[0] + counts[1], slot, 1)
+    state.replica[slot] = replica
+    state.place[slot] = QUEUED
+    state.replicas.woken[replica] = True
+
+
+@kernel
+def start_turn(state: State, slot: int, replica: int, stays: bool) -> None:
+    """Queue a conversation's first turn on the replica that prefills it; it stays there to decode if `stays`."""
+    turn = state.turn[slot]
+    state.stays[slot] = stays
+    state.requests.new_tokens[slot] = state.turns.new_tokens[turn]
+    enqueue(state, slot, replica)
+
+
+@kernel
+def _free(state: State, slot: int, replica: int) -> None:
+    state.replicas.free_blocks[replica] += state.requests.blocks[slot]
+    state.requests.blocks[slot] = 0
+    state.requests.cache[slot] = NO_CACHE
+    state.replicas.woken[replica] = True
+
+
+@kernel
+def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ratio: float, kv_bytes: float) -> bool:
+    """Start moving a prefilled cache to its decoder; False (and blocked) while the decoder's pool has no room for it."""
+    source = state.replica[slot]
+    blocks = blocks_for(state.requests.context[slot], state.requests.cache[slot], block_tokens, hidden_ratio)
+    state.target[slot] = target
+    if blocks > state.replicas.free_blocks[target]:
+        state.place[slot] = BLOCKED
+        return False
+    state.replicas.free_blocks[target] -= blocks
+    state.place[slot] = MOVING
+    duration = state.transfer_latency_s[source, target] + kv_bytes * state.requests.context[slot] * state.transfer_s_per_byte[source, target]
+    push(state.heap, state.clock[0] + duration, TRANSFER_END, slot)
+    return True
+
+
+@kernel
+def _land(state: State, slot: int, engine: Engine) -> None:
+    source, target, turn = state.replica[slot], state.target[slot], state.turn[slot]
+    cache = state.requests.cache[slot]
+    _free(state, slot, source)
+    state.requests.cache[slot] = cache
+    state.requests.blocks[slot] = blocks_for(state.requests.context[slot], cache, engine.block_tokens, engine.hidden_ratio)
+    state.turns.decode_replica[turn] = target
+    if state.requests.emitted[slot] == state.turns.output_tokens[turn]:
+        _become_idle(state, slot, target)
+    else:
+        enqueue(state, slot, target)
+
+
+@kernel
+def _become_idle(state: State, slot: int, replica: int) -> None:
+    counts = state.replicas.counts[replica]
+    _insert(state, replica, counts[0] + counts[1] + counts[2], slot, 2)
+    state.replica[slot] = replica
+    state.place[slot] = QUEUED
+    turn = state.turn[slot]
+    ready = state.turns.end_s[turn] + state.turns.gap_s[turn + 1]
+    push(state.heap, max(state.clock[0], ready), TURN_READY, slot)
+
+
+@kernel
+def _next_turn(state: State, slot: int) -> None:
+    ended = state.turn[slot]
+    turn = ended + 1
+    state.turn[slot] = turn
+    arrival = state.turns.end_s[ended] + state.turns.gap_s[turn]
+    state.turns.arrival_s[turn] = arrival
+    state.requests.arrival_s[slot] = arrival
+    state.requests.last_token_s[slot] = arrival
+    state.requests.emitted[slot] = 0
+    state.requests.new_tokens[slot] += state.turns.new_tokens[turn]
+    replica = state.replica[slot]
+    _remove(state, replica, slot)
+    enqueue(state, slot, replica)
+    _tell(state, TURN_ARRIVED, slot)
+
+
+@kernel
+def _step_s(state: State, replica: int, tokens: float, pairs: float, kv: float, sequences: float, hidden: float, busy: int) -> float:
+    laws = state.laws
+    knots, seconds, last = laws.gemm_tokens[replica], laws.gemm_s[replica], laws.knots[replica] - 1
+    upper = 1
+    while upper < last and knots[upper] < tokens:
+        upper += 1
+    slope = (seconds[upper] - seconds[upper - 1]) / (knots[upper] - knots[upper - 1])
+    gemm = seconds[upper - 1] + slope * (max(tokens, knots[0]) - knots[upper - 1])
+    work = gemm + laws.pair_s[replica] * pairs + laws.kv_s[replica] * kv
+    work += laws.sequence_s[replica] * sequences + laws.hidden_s[replica] * hidden
+    slowdown = laws.slowdown[replica, min(busy, laws.slowdown.shape[1]) - 1]
+    return float((laws.overhead_s[replica] + max(laws.floor_s[replica], work)) * slowdown)
+
+
+@kernel
+def _evict(state: State, replica: int) -> None:
+    queue, counts, requests = state.replicas.queue[replica], state.replicas.counts[replica], state.requests
+    total = counts[0] + counts[1] + counts[2]
+    running = counts[0]
+    for index in range(total):
+        slot = queue[index]
+        if state.decision.evict[slot]:
+            _free(state, slot, replica)
+            requests.new_tokens[slot] += requests.context[slot]
+            requests.context[slot] = 0
+            if index < running:
+                state.counters[1] += 1
+            _tell(state, PREEMPTED if index < running else EVICTED, slot)
+    # Evicted running requests return to the front of the waiting segment, in their order.
+    for index in range(running - 1, -1, -1):
+        slot = queue[index]
+        if state.decision.evict[slot]:
+            for position in range(index, counts[0] - 1):
+                queue[position] = queue[position + 1]
+            queue[counts[0] - 1] = slot
+            counts[0] -= 1
+            counts[1] += 1
+
+
+@kernel
+def _admit(state: State, replica: int) -> int:
+    """Collect the scheduled slots; those that waited join the running segment in queue order."""
+    queue, counts = state.replicas.queue[replica], state.replicas.counts[replica]
+    scheduled, number = state.replicas.scheduled[replica], 0
+    for index in range(counts[0] + counts[1]):
+        slot = queue[index]
+        if state.decision.tokens[slot] > 0:
+            scheduled[number] = slot
+            number += 1
+            if index >= counts[0]:
+                for position in range(index, counts[0], -1):
+                    queue[position] = queue[position - 1]
+                queue[counts[0]] = slot
+                counts[0] += 1
+                counts[1] -= 1
+    state.replicas.num_scheduled[replica] = number
+    return number
+
+
+@kernel
+def _start_step(state: State, engine: Engine, replica: int) -> None:
+    replicas, requests = state.replicas, state.requests
+    replicas.woken[replica] = False
+    counts = replicas.counts[replica]
+    if replicas.busy[replica] or counts[0] + counts[1] == 0:
+        return
+    total = counts[0] + counts[1] + counts[2]
+    view = ReplicaEngine(
+        state.clock[0], replicas.free_blocks[replica], replicas.total_blocks[replica], engine.block_tokens,
+        replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
+        engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s,
+    )  # fmt: skip
+    decide(engine.policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision)
+    _evict(state, replica)
+    number = _admit(state, replica)
+    if number == 0:
+        return
+    now = state.clock[0]
+    tokens, prefill, decodes, kv, hidden, pairs = 0, 0, 0, 0, 0, 0.0
+    for index in range(number):
+        slot = replicas.scheduled[replica, index]
+        count, context = state.decision.tokens[slot], requests.context[slot]
+        if context == 0:
+            requests.cache[slot] = state.decision.cache[slot]
+        blocks = blocks_for(context + count, requests.cache[slot], engine.block_tokens, engine.hidden_ratio)
+        replicas.free_blocks[replica] -= blocks - requests.blocks[slot]
+        requests.blocks[slot] = blocks
+        tokens += count
+        decode = requests.emitted[slot] > 0 and requests.new_tokens[slot] == 1 and context > 0
+        state.is_decode[slot] = decode
+        if decode:
+            decodes += 1
+            if requests.cache[slot] == KV:
+                kv += context
+        else:
+            prefill += count
+            pairs += count * (context + 0.5 * count)
+        if requests.cache[slot] != KV:
+            hidden += context
+        turn = state.turn[slot]
+        if state.turns.start_s[turn] != state.turns.start_s[turn]:
+            state.turns.start_s[turn] = now
+            state.turns.prefill_replica[turn] = replica
+            state.turns.decode_replica[turn] = replica
+    host, busy = replicas.host[replica], 1
+    if host >= 0:
+        replicas.busy_on_host[host] += 1
+        busy = replicas.busy_on_host[host]
+    end = now + _step_s(state, replica, tokens, pairs, kv, number, hidden, busy)
+    energy = state.laws.energy_j[replica]
+    replicas.dynamic_j[replica] += energy[0] + energy[1] * tokens + energy[2] * pairs + energy[3] * kv + energy[4] * hidden
+    replicas.busy[replica] = True
+    push(state.heap, end, STEP_END, replica)
+    state.counters[0] += 1
+    if engine.record_steps:
+        row = state.steps.size[0]
+        integers, floats = state.steps.integers[row], state.steps.floats[row]
+        integers[0], integers[1], integers[2], integers[3] = replica, prefill, number, decodes
+        integers[4], integers[5], integers[6] = kv, hidden, busy
+        floats[0], floats[1], floats[2] = now, end, pairs
+        state.steps.size[0] = row + 1
+
+
+@kernel
+def _end_step(state: State, replica: int) -> None:
+    replicas, requests, turns = state.replicas, state.requests, state.turns
+    replicas.busy[replica] = False
+    replicas.woken[replica] = True
+    if replicas.host[replica] >= 0:
+        replicas.busy_on_host[replicas.host[replica]] -= 1
+    now = state.clock[0]
+    for index in range(replicas.num_scheduled[replica]):
+        slot = replicas.scheduled[replica, index]
+        count = state.decision.tokens[slot]
+        requests.context[slot] += count
+        requests.new_tokens[slot] -= count
+        if requests.new_tokens[slot] > 0:
+            continue
+        turn = state.turn[slot]
+        turns.token_s[turns.token_offset[turn] + requests.emitted[slot]] = now
+        requests.emitted[slot] += 1
+        requests.last_token_s[slot] = now
+        requests.new_tokens[slot] = 1
+        first = requests.emitted[slot] == 1
+        if first:
+            turns.first_token_s[turn] = now
+        ended = requests.emitted[slot] == turns.output_tokens[turn]
+        if ended:
+            turns.end_s[turn] = now
+        conversation_ended = ended and turn + 1 == turns.first_turn[slot + 1]
+        if first and turn == turns.first_turn[slot]:
+            _tell(state, PREFILLED, slot)
+        if conversation_ended:
+            _remove(state, replica, slot)
+            _free(state, slot, replica)
+            state.place[slot] = DONE
+            _tell(state, FINISHED, slot)
+        elif first and turn == turns.first_turn[slot] and not state.stays[slot]:
+            _remove(state, replica, slot)
+            state.place[slot] = BLOCKED
+        elif ended:
+            _remove(state, replica, slot)
+            _become_idle(state, slot, replica)
+    if replicas.blocked[replica] > 0:
+        _tell(state, ROOM, replica)
+
+
+@kernel
+def stay(state: State, slot: int) -> None:
+    """Let a prefilled conversation decode where it is."""
+    replica, turn = state.replica[slot], state.turn[slot]
+    if state.requests.emitted[slot] == state.turns.output_tokens[turn]:
+        _become_idle(state, slot, replica)
+        return
+    _insert(state, replica, state.replicas.counts[replica, 0], slot, 0)
+    state.place[slot] = QUEUED
+    state.replicas.woken[replica] = True
+
+
+@kernel
+def advance(state: State, engine: Engine) -> int:
+    """Run until Python has to be told something, the step buffer is nearly full, or nothing is left to happen."""
+    replicas, heap = state.replicas, state.heap
+    while True:
+        for replica in range(len(replicas.woken)):
+            if replicas.woken[replica]:
+                _start_step(state, engine, replica)
+        if state.outbox.size[0] > 0:
+            return TELL
+        if heap.size[0] == 0:
+            return DRAINED
+        if engine.record_steps and state.steps.size[0] + len(replicas.woken) > len(state.steps.integers):
+            return FULL
+        now = heap.time_s[0]
+        state.clock[0] = now
+        while heap.size[0] > 0 and heap.time_s[0] == now:
+            kind, subject = heap.kind[0], heap.subject[0]
+            drop_first(heap)
+            if kind == STEP_END:
+                _end_step(state, subject)
+            elif kind == TRANSFER_END:
+                _land(state, subject, engine)
+            elif kind == TURN_READY:
+                _next_turn(state, subject)
+            elif kind == ARRIVAL:
+                turn = state.turn[subject]
+                state.turns.arrival_s[turn] = now
+                state.requests.arrival_s[subject] = now
+                state.requests.last_token_s[subject] = now
+                _tell(state, ARRIVED, subject)
+        if state.outbox.size[0] > 0:
+            return TELL

@@ -1,0 +1,239 @@
+"""Simulate a plan on a workload: the compiled event loop, and the placement policy it asks."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+
+import numpy as np
+
+from optsched.batching.policies import policy_id
+from optsched.domain.log import Event, ExecutionLog, Steps, Transfers
+from optsched.domain.plan import Plan
+from optsched.domain.workload import Workload
+from optsched.errors import InfeasibleError, PlanError, SolveError
+from optsched.placement.dispatcher import Dispatcher, Grant
+from optsched.placement.policies import make_policy
+from optsched.placement.view import ConversationView
+from optsched.simulator import kernel
+from optsched.simulator import state as st
+
+_STEP_CAPACITY = 1 << 16
+
+
+def simulate(
+    plan: Plan,
+    workload: Workload,
+    *,
+    seed: int = 0,
+    record_steps: bool = True,
+    check: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> ExecutionLog:
+    """Execute a workload on a plan's replicas, on a virtual clock.
+
+    Parameters
+    ----------
+    plan
+        Replicas with their step laws, links, batching and placement policies.
+    workload
+        The conversations.
+    seed
+        Recorded in the log; today's policies draw nothing at random.
+    record_steps
+        Keep every step in the log (needed by `ExecutionLog.violations` for tokens and by calibration).
+    check
+        Have the conservation laws checked at the end.
+    progress
+        Called now and then with the share of conversations that ended.
+
+    Returns
+    -------
+    ExecutionLog
+        With the energy above idle of each replica.
+
+    Raises
+    ------
+    PlanError
+        If the plan contradicts itself.
+    InfeasibleError
+        If a conversation fits no decoder.
+    SolveError
+        If conversations wait for each other for ever, or a conservation law is broken.
+    """
+    if broken := plan.violations():
+        raise PlanError(broken)
+    _refuse_what_cannot_fit(plan, workload)
+    run = _Simulation(plan, workload, record_steps)
+    run.to_the_end(progress)
+    log = run.log(seed)
+    if check:
+        broken = log.violations(workload) if record_steps else []
+        if np.any(run.state.replicas.free_blocks != run.state.replicas.total_blocks):
+            broken.append("cache blocks were lost")
+        if broken:
+            raise SolveError(f"The simulation broke a conservation law (a bug, please report it): {broken[0]}")
+    return log
+
+
+def _refuse_what_cannot_fit(plan: Plan, workload: Workload) -> None:
+    block = plan.engine.block_tokens
+    largest = max(replica.kv_blocks for replica in plan.replicas if replica.role != "prefill")
+    prefill = max(replica.kv_blocks for replica in plan.replicas if replica.role != "decode")
+    for what, tokens, blocks, of in (
+        ("at its end", workload.peak_tokens, largest, "decoder"),
+        ("in its first turn", workload.first_turn_tokens, prefill, "prefiller"),
+    ):
+        worst = int(np.argmax(tokens))
+        if -(-int(tokens[worst]) // block) > blocks:
+            raise InfeasibleError(
+                f"Conversation {int(workload.conversation_id[worst])} holds {int(tokens[worst]):,} tokens {what}; the largest {of} "
+                f"has KV cache for {blocks * block:,}. Use a larger tier or more tensor parallelism, or shorten its context."
+            )
+
+
+class _Simulation:
+    """One run: the compiled state, the dispatcher's books, and what the two tell each other."""
+
+    def __init__(self, plan: Plan, workload: Workload, record_steps: bool) -> None:
+        self.plan, self.workload = plan, workload
+        self.shape = plan.llms[0].shape
+        parameters = plan.batching.parameters
+        self.engine = st.Engine(
+            policy=policy_id(plan.batching.policy),
+            block_tokens=plan.engine.block_tokens,
+            max_sequences=plan.engine.max_sequences,
+            hidden_ratio=float(self.shape.hidden_ratio),
+            rho_s_per_block=plan.batching.rho_s_per_block,
+            ttft_slo_s=float(parameters.get("ttft_slo_s", 1.0)),
+            tbt_slo_s=float(parameters.get("tbt_slo_s", 1.0)),
+            record_steps=record_steps,
+        )
+        policy = make_policy(plan.placement.policy, plan.placement.parameters, self._assignments())
+        self.dispatcher = Dispatcher(policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens)
+        self.state = st.initial_state(plan, workload, _STEP_CAPACITY)
+        self.granted_s = np.full(workload.num_conversations, np.nan)
+        self.prefilled_s = np.full(workload.num_conversations, np.nan)
+        self.admission_s = np.zeros(workload.num_turns)
+        self.blocked: defaultdict[int, deque[int]] = defaultdict(deque)
+        self.transfers: list[tuple[int, int, int, float, float, float]] = []
+        self.events: list[Event] = []
+        self.steps: list[tuple[np.ndarray, np.ndarray]] = []
+        self.ended = 0
+
+    def _assignments(self) -> dict[int, tuple[int, int]]:
+        index = {replica.id: position for position, replica in enumerate(self.plan.replicas)}
+        return {a.conversation: (index[a.prefill], index[a.decode]) for a in self.plan.placement.assignments}
+
+    def to_the_end(self, progress: Callable[[float], None] | None) -> None:
+        """Alternate between the event loop and the placement policy until every conversation ended."""
+        while (code := kernel.advance(self.state, self.engine)) != kernel.DRAINED:
+            if code == kernel.FULL:
+                self._keep_steps()
+            self._listen()
+            if progress is not None:
+                progress(self.ended / self.workload.num_conversations)
+        self._keep_steps()
+        missing = self.workload.num_conversations - self.ended
+        if missing:
+            raise SolveError(
+                f"{missing} conversations wait for cache that is never freed; give the replicas more KV blocks, or the "
+                "placement policy a larger reservation"
+            )
+
+    def _keep_steps(self) -> None:
+        filled = int(self.state.steps.size[0])
+        self.steps.append((self.state.steps.integers[:filled].copy(), self.state.steps.floats[:filled].copy()))
+        self.state.steps.size[0] = 0
+
+    def _listen(self) -> None:
+        outbox, now = self.state.outbox, float(self.state.clock[0])
+        told = list(zip(outbox.kind[: outbox.size[0]].tolist(), outbox.subject[: outbox.size[0]].tolist(), strict=True))
+        outbox.size[0] = 0
+        for kind, subject in told:
+            if kind == st.ARRIVED:
+                self._apply(now, self.dispatcher.arrive(now, self._view(subject)))
+            elif kind == st.PREFILLED:
+                self.prefilled_s[subject] = now
+                self._apply(now, self.dispatcher.prefilled(now, subject))
+            elif kind == st.FINISHED:
+                self.ended += 1
+                self._apply(now, self.dispatcher.finished(now, subject))
+            elif kind == st.TURN_ARRIVED:
+                self.dispatcher.grow(subject, int(self.state.requests.context[subject] + self.state.requests.new_tokens[subject]))
+            elif kind == st.ROOM:
+                self._retry(subject)
+            else:
+                name = "preempted" if kind == st.PREEMPTED else "evicted"
+                self.events.append(Event(now, name, subject, int(self.state.replica[subject])))
+
+    def _view(self, conversation: int) -> ConversationView:
+        w = self.workload
+        return ConversationView(
+            conversation, float(w.arrival_s[conversation]), int(w.first_turn_tokens[conversation]), int(w.peak_tokens[conversation])
+        )
+
+    def _apply(self, now: float, grants: list[Grant]) -> None:
+        for grant in grants:
+            if grant.kind == "prefill":
+                self.granted_s[grant.conversation] = now
+                stays = self.dispatcher.decoder_of(grant.conversation) == grant.replica
+                kernel.start_turn(self.state, grant.conversation, grant.replica, stays)
+            elif self.state.place[grant.conversation] == st.BLOCKED:
+                turn = int(self.workload.first_turn[grant.conversation])
+                self.admission_s[turn] = now - self.prefilled_s[grant.conversation]
+                if grant.replica == self.state.replica[grant.conversation]:
+                    kernel.stay(self.state, grant.conversation)
+                else:
+                    self.blocked[grant.replica].append(grant.conversation)
+                    self._retry(grant.replica)
+
+    def _retry(self, target: int) -> None:
+        """Start the hand-overs that found no room in a decoder's pool, first come, first served."""
+        waiting = self.blocked[target]
+        while waiting:
+            slot, state = waiting[0], self.state
+            hidden = state.requests.cache[slot] == 1
+            per_token = self.shape.hidden_bytes_per_token if hidden else self.shape.kv_bytes_per_token
+            if not kernel.hand_over(state, slot, target, self.engine.block_tokens, self.engine.hidden_ratio, per_token):
+                break
+            waiting.popleft()
+            source, now, size = int(state.replica[slot]), float(state.clock[0]), per_token * int(state.requests.context[slot])
+            duration = state.transfer_latency_s[source, target] + size * state.transfer_s_per_byte[source, target]
+            self.transfers.append((slot, source, target, now, now + float(duration), size))
+        self.state.replicas.blocked[target] = len(waiting)
+
+    def log(self, seed: int) -> ExecutionLog:
+        """Assemble the record of the run."""
+        turns, first = self.state.turns, self.workload.first_turn[:-1]
+        queue_s = np.zeros(self.workload.num_turns)
+        prefiller = self.state.replicas.prefill_only[turns.prefill_replica[first]]
+        queue_s[first] = np.where(prefiller, turns.start_s[first], self.granted_s) - turns.arrival_s[first]
+        integers = np.concatenate([chunk for chunk, _ in self.steps])
+        floats = np.concatenate([chunk for _, chunk in self.steps])
+        order = np.argsort(floats[:, 1], kind="stable")
+        integers, floats = integers[order], floats[order]
+        moves = np.array(self.transfers, dtype=float).reshape(-1, 6)
+        dynamic = self.state.replicas.dynamic_j.copy()
+        joules = {(link.source, link.target): link.joules_per_byte for link in self.plan.links}
+        for _, source, target, _, _, size in self.transfers:
+            dynamic[source] += size * joules[self.plan.replicas[source].id, self.plan.replicas[target].id]
+        return ExecutionLog(
+            origin="simulated",
+            arrival_s=turns.arrival_s, start_s=turns.start_s, first_token_s=turns.first_token_s, end_s=turns.end_s,
+            prefill_replica=turns.prefill_replica, decode_replica=turns.decode_replica,
+            queue_s=queue_s, admission_s=self.admission_s, token_s=turns.token_s,
+            steps=Steps(
+                replica=integers[:, 0], start_s=floats[:, 0], end_s=floats[:, 1], prefill_tokens=integers[:, 1],
+                pairs=floats[:, 2], sequences=integers[:, 2], decode_sequences=integers[:, 3], kv_tokens=integers[:, 4],
+                hidden_tokens=integers[:, 5], busy_replicas=integers[:, 6],
+            ),
+            transfers=Transfers(
+                moves[:, 0].astype(np.int64), moves[:, 1].astype(np.int64), moves[:, 2].astype(np.int64),
+                moves[:, 3], moves[:, 4], moves[:, 5],
+            ),
+            dynamic_j=dynamic,
+            events=tuple(self.events),
+            preemptions=int(self.state.counters[1]),
+            seed=seed,
+        )  # fmt: skip

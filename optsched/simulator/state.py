@@ -1,0 +1,234 @@
+"""Everything the event loop knows, as arrays that compiled code and Python share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int8, Int64
+
+from optsched.batching.state import Decision, Requests
+from optsched.domain.plan import Plan, PlanReplica
+from optsched.domain.workload import Workload
+from optsched.simulator.heap import ARRIVAL, Heap, push
+
+Array = np.ndarray
+NOWHERE, QUEUED, MOVING, BLOCKED, DONE = 0, 1, 2, 3, 4
+ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM = 0, 1, 2, 3, 4, 5, 6
+
+
+class Laws(NamedTuple):
+    """Step laws of the R replicas; gemm knots padded to one length with infinity."""
+
+    overhead_s: Float64[Array, " R"]
+    floor_s: Float64[Array, " R"]
+    gemm_tokens: Float64[Array, "R knots"]
+    gemm_s: Float64[Array, "R knots"]
+    knots: Int64[Array, " R"]
+    pair_s: Float64[Array, " R"]
+    kv_s: Float64[Array, " R"]
+    sequence_s: Float64[Array, " R"]
+    hidden_s: Float64[Array, " R"]
+    slowdown: Float64[Array, "R busy"]
+    energy_j: Float64[Array, "R 5"]
+
+
+class Replicas(NamedTuple):
+    """The R replicas: their pools, limits, queues, and what they are doing.
+
+    Attributes
+    ----------
+    queue, counts
+        Slots in the segments running, waiting, idle (see `optsched.batching.state`), and the segments' sizes.
+    host, busy_on_host
+        Index of the replica's shared host (-1: its own machine), and replicas in a step per host.
+    blocked
+        Hand-overs that wait for room in the replica's pool.
+    woken
+        Whether a step should be tried at the next opportunity.
+    """
+
+    prefill_only: Bool[Array, " R"]
+    free_blocks: Int64[Array, " R"]
+    total_blocks: Int64[Array, " R"]
+    watermark_blocks: Int64[Array, " R"]
+    max_batched_tokens: Int64[Array, " R"]
+    queue: Int64[Array, "R C"]
+    counts: Int64[Array, "R 3"]
+    busy: Bool[Array, " R"]
+    woken: Bool[Array, " R"]
+    scheduled: Int64[Array, "R C"]
+    num_scheduled: Int64[Array, " R"]
+    host: Int64[Array, " R"]
+    busy_on_host: Int64[Array, " hosts"]
+    blocked: Int64[Array, " R"]
+    dynamic_j: Float64[Array, " R"]
+
+
+class Turns(NamedTuple):
+    """The workload and what was recorded of each of its turns (see `optsched.domain.log.ExecutionLog`)."""
+
+    first_turn: Int64[Array, " C+1"]
+    new_tokens: Int64[Array, " T"]
+    output_tokens: Int64[Array, " T"]
+    gap_s: Float64[Array, " T"]
+    token_offset: Int64[Array, " T"]
+    arrival_s: Float64[Array, " T"]
+    start_s: Float64[Array, " T"]
+    first_token_s: Float64[Array, " T"]
+    end_s: Float64[Array, " T"]
+    prefill_replica: Int64[Array, " T"]
+    decode_replica: Int64[Array, " T"]
+    token_s: Float64[Array, " N"]
+
+
+class StepBuffer(NamedTuple):
+    """Recorded steps; ``size[0]`` are filled. Columns as in `optsched.domain.log.Steps`."""
+
+    integers: Int64[Array, "capacity 7"]
+    floats: Float64[Array, "capacity 3"]
+    size: Int64[Array, " 1"]
+
+
+class Outbox(NamedTuple):
+    """What Python has to be told: kind and subject of ``size[0]`` entries."""
+
+    kind: Int64[Array, " capacity"]
+    subject: Int64[Array, " capacity"]
+    size: Int64[Array, " 1"]
+
+
+class Engine(NamedTuple):
+    """Numbers that all replicas share."""
+
+    policy: int
+    block_tokens: int
+    max_sequences: int
+    hidden_ratio: float
+    rho_s_per_block: float
+    ttft_slo_s: float
+    tbt_slo_s: float
+    record_steps: bool
+
+
+class State(NamedTuple):
+    """The whole simulation. Slots are conversations: each has one active turn and is in one place.
+
+    Attributes
+    ----------
+    place, replica, target
+        Where a slot is: `NOWHERE`, `QUEUED` on its replica, `BLOCKED` (holds its cache there and waits for a decoder),
+        `MOVING` to its target, or `DONE`.
+    stays
+        Whether the first turn's replica is known to be the decoder too, so that nothing has to be asked in between.
+    counters
+        Steps started, and running requests preempted.
+    """
+
+    requests: Requests
+    decision: Decision
+    turn: Int64[Array, " C"]
+    place: Int8[Array, " C"]
+    replica: Int64[Array, " C"]
+    target: Int64[Array, " C"]
+    is_decode: Bool[Array, " C"]
+    stays: Bool[Array, " C"]
+    replicas: Replicas
+    laws: Laws
+    turns: Turns
+    heap: Heap
+    steps: StepBuffer
+    outbox: Outbox
+    clock: Float64[Array, " 1"]
+    counters: Int64[Array, " 2"]
+    transfer_s_per_byte: Float64[Array, "R R"]
+    transfer_latency_s: Float64[Array, "R R"]
+
+
+def _laws(replicas: tuple[PlanReplica, ...]) -> Laws:
+    laws = [replica.coefficients for replica in replicas]
+    width = max(len(law.gemm_tokens) for law in laws)
+    busy = max(len(law.busy_slowdown) for law in laws)
+    tokens, seconds = np.full((len(laws), width), np.inf), np.full((len(laws), width), np.inf)
+    slowdown = np.ones((len(laws), busy))
+    for index, law in enumerate(laws):
+        tokens[index, : len(law.gemm_tokens)], seconds[index, : len(law.gemm_s)] = law.gemm_tokens, law.gemm_s
+        slowdown[index] = law.busy_slowdown[-1]
+        slowdown[index, : len(law.busy_slowdown)] = law.busy_slowdown
+
+    def column(name: str) -> Float64[Array, " R"]:
+        return np.array([getattr(law, name) for law in laws], dtype=float)
+
+    return Laws(
+        column("overhead_s"), column("floor_s"), tokens, seconds, np.array([len(law.gemm_tokens) for law in laws]),
+        column("pair_s"), column("kv_s"), column("sequence_s"), column("hidden_s"), slowdown,
+        np.stack([column(name) for name in ("step_j", "token_j", "pair_j", "kv_j", "hidden_j")], axis=1),
+    )  # fmt: skip
+
+
+def _replicas(plan: Plan, conversations: int) -> Replicas:
+    replicas = plan.replicas
+    hosts = sorted({replica.host for replica in replicas if replica.host is not None})
+    blocks = np.array([replica.kv_blocks for replica in replicas], dtype=np.int64)
+    count = len(replicas)
+    return Replicas(
+        prefill_only=np.array([replica.role == "prefill" for replica in replicas]),
+        free_blocks=blocks.copy(),
+        total_blocks=blocks,
+        watermark_blocks=np.floor(plan.engine.watermark * blocks).astype(np.int64),
+        max_batched_tokens=np.array([r.max_batched_tokens or plan.engine.max_batched_tokens for r in replicas], np.int64),
+        queue=np.zeros((count, conversations), np.int64),
+        counts=np.zeros((count, 3), np.int64),
+        busy=np.zeros(count, bool),
+        woken=np.zeros(count, bool),
+        scheduled=np.zeros((count, conversations), np.int64),
+        num_scheduled=np.zeros(count, np.int64),
+        host=np.array([-1 if r.host is None else hosts.index(r.host) for r in replicas], np.int64),
+        busy_on_host=np.zeros(max(1, len(hosts)), np.int64),
+        blocked=np.zeros(count, np.int64),
+        dynamic_j=np.zeros(count),
+    )
+
+
+def _turns(workload: Workload) -> Turns:
+    count = workload.num_turns
+    nan, nowhere = (lambda: np.full(count, np.nan)), (lambda: np.full(count, -1, np.int64))
+    offsets = np.concatenate([[0], np.cumsum(workload.output_tokens)]).astype(np.int64)
+    return Turns(
+        workload.first_turn.astype(np.int64), workload.new_tokens.astype(np.int64), workload.output_tokens.astype(np.int64),
+        workload.gap_s.astype(float), offsets[:-1].copy(), nan(), nan(), nan(), nan(), nowhere(), nowhere(),
+        np.full(int(offsets[-1]), np.nan),
+    )  # fmt: skip
+
+
+def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
+    """Lay out a simulation of a workload on a plan's replicas at time 0, with all arrivals in the heap."""
+    conversations, count = workload.num_conversations, len(plan.replicas)
+    heap = Heap.empty(2 * conversations + count + 8)
+    for index, arrival in enumerate(workload.arrival_s):
+        push(heap, float(arrival), ARRIVAL, index)
+    rate, latency = np.full((count, count), np.inf), np.full((count, count), np.inf)
+    index_of = {replica.id: index for index, replica in enumerate(plan.replicas)}
+    for link in plan.links:
+        pair = index_of[link.source], index_of[link.target]
+        rate[pair], latency[pair] = 1 / link.bytes_per_s, link.latency_s
+    return State(
+        requests=Requests.empty(conversations),
+        decision=Decision.empty(conversations),
+        turn=workload.first_turn[:-1].astype(np.int64).copy(),
+        place=np.zeros(conversations, np.int8),
+        replica=np.full(conversations, -1, np.int64),
+        target=np.full(conversations, -1, np.int64),
+        is_decode=np.zeros(conversations, bool),
+        stays=np.zeros(conversations, bool),
+        replicas=_replicas(plan, conversations),
+        laws=_laws(plan.replicas),
+        turns=_turns(workload),
+        heap=heap,
+        steps=StepBuffer(np.zeros((step_capacity, 7), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
+        outbox=Outbox(np.zeros(4 * conversations + 64, np.int64), np.zeros(4 * conversations + 64, np.int64), np.zeros(1, np.int64)),
+        clock=np.zeros(1),
+        counters=np.zeros(2, np.int64),
+        transfer_s_per_byte=rate,
+        transfer_latency_s=latency,
+    )

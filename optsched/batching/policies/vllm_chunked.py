@@ -1,0 +1,130 @@
+"""The scheduler of vLLM's V1 engine: running requests first, then first come first served, prompts in chunks.
+
+References
+----------
+vLLM, ``vllm/v1/core/sched/scheduler.py`` (Apache-2.0): the behaviour is reproduced, not the code. Idle caches stand for
+vLLM's cached free blocks, which it hands out in least-recently-used order.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from jaxtyping import Int64
+
+from optsched.batching.blocks import blocks_for
+from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
+from optsched.batching.state import KV, Counts, Decision, Engine, Requests
+
+Array = np.ndarray
+
+
+@numba.njit(cache=True)
+def _growth(requests: Requests, slot: int, tokens: int, engine: Engine) -> int:
+    """Return the blocks that a request lacks to compute so many tokens more."""
+    kind = requests.cache[slot] if requests.context[slot] > 0 else KV
+    needed = blocks_for(requests.context[slot] + tokens, kind, engine.block_tokens, engine.hidden_ratio)
+    return int(max(0, needed - requests.blocks[slot]))
+
+
+@numba.njit(cache=True)
+def _take(requests: Requests, slot: int, tokens: int, decision: Decision) -> None:
+    decision.tokens[slot] = tokens
+    decision.cache[slot] = requests.cache[slot] if requests.context[slot] > 0 else KV
+
+
+@numba.njit(cache=True)
+def _continue_running(
+    requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision
+) -> tuple[int, int, int, int, bool]:
+    """Schedule the running requests in order of admission, preempting the last ones where blocks run out.
+
+    Returns
+    -------
+    tuple
+        Scheduled requests, tokens left of the budget, free blocks, next idle position, whether blocks ran out.
+    """
+    idle, end = counts.running + counts.waiting, counts.running + counts.waiting + counts.idle
+    budget, free, scheduled, ran_out = engine.max_batched_tokens, engine.free_blocks, 0, False
+    position, kept = 0, counts.running
+    while position < kept and budget > 0 and scheduled < engine.max_sequences:
+        slot = queue[position]
+        tokens = min(requests.new_tokens[slot], budget)
+        needed = _growth(requests, slot, tokens, engine)
+        idle, free = evict_forward(requests, queue, idle, end, decision, free, needed)
+        while free < needed and kept > position + 1:
+            kept -= 1
+            decision.evict[queue[kept]] = 1
+            free += requests.blocks[queue[kept]]
+            ran_out = True
+        if free < needed:
+            free = evict_backward(requests, queue, counts.running, counts.running + counts.waiting, decision, free, needed)
+            ran_out = True
+        if free < needed:  # larger than the pool: preempted like in vLLM; executors refuse such requests beforehand
+            decision.evict[slot] = 1
+            free += requests.blocks[slot]
+            break
+        _take(requests, slot, tokens, decision)
+        free -= needed
+        budget -= tokens
+        scheduled += 1
+        position += 1
+    return scheduled, budget, free, idle, ran_out
+
+
+@numba.njit(cache=True)
+def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
+    """Compose the next step as vLLM does, KV cache only.
+
+    Running requests come first, in order of admission, each with its decode token or the next chunk of its prompt. Where
+    blocks run out, idle caches are evicted (least recently used first), then the request admitted last is preempted, then
+    waiting requests lose the caches they hold, the last first. A step in which that happened admits nothing. Otherwise
+    waiting requests are admitted in order while the token budget, the sequences and the free blocks above the watermark
+    last, evicting idle caches if that makes room; the first that does not fit ends it. With nothing running, the watermark
+    does not hold back the first. An evicted request is never scheduled in the same step.
+
+    Parameters
+    ----------
+    requests, queue, counts, engine
+        The state, see `optsched.batching.state`; nothing in it changes.
+    decision
+        Filled for every slot of the queue.
+
+    Returns
+    -------
+    int
+        Number of scheduled requests.
+    """
+    leave_all_out(requests, queue, counts, decision)
+    scheduled, budget, free, idle, ran_out = _continue_running(requests, queue, counts, engine, decision)
+    if ran_out:
+        return scheduled
+    end = counts.running + counts.waiting + counts.idle
+    idle_blocks = 0
+    for position in range(idle, end):
+        idle_blocks += requests.blocks[queue[position]]
+    sequences = counts.running
+    for position in range(counts.running, counts.running + counts.waiting):
+        slot = queue[position]
+        if budget <= 0 or sequences >= engine.max_sequences or decision.evict[slot] == 1:
+            break
+        tokens = min(requests.new_tokens[slot], budget)
+        growth = _growth(requests, slot, tokens, engine)
+        alone = sequences == 0
+        needed = growth if alone or growth == 0 else growth + engine.watermark_blocks
+        if free + idle_blocks < needed and not alone:
+            break
+        before = free
+        idle, free = evict_forward(requests, queue, idle, end, decision, free, needed)
+        idle_blocks -= free - before
+        if free < needed:
+            last = counts.running + counts.waiting
+            free = evict_backward(requests, queue, position + 1, last, decision, free, needed)
+        if free < needed:
+            break
+        _take(requests, slot, tokens, decision)
+        free -= growth
+        budget -= tokens
+        sequences += 1
+        scheduled += 1
+    return scheduled

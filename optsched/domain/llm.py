@@ -11,6 +11,7 @@ from optsched.domain.hardware import DTYPE_BYTES, Dtype
 
 Family = Literal["opt", "llama", "qwen3", "mixtral", "qwen3_moe", "deepseek_v3"]
 RUNNABLE_FAMILIES: tuple[Family, ...] = ("opt", "llama", "qwen3")
+RUNNABLE_DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
 
 
 class Moe(Frozen):
@@ -61,6 +62,8 @@ class Llm(Frozen):
         Intermediate width of the dense feed-forward.
     sliding_window
         Tokens a layer attends back to, if limited.
+    rope_scaling
+        How rotary frequencies are scaled for long contexts (``llama3``, ``yarn``, ...), if they are; costs do not depend on it.
     dtype, kv_dtype
         Data types of the weights and of the caches (None: as the weights).
     """
@@ -80,6 +83,7 @@ class Llm(Frozen):
     rope_theta: float | None = Field(default=None, gt=0)
     norm_epsilon: float = Field(default=1e-5, gt=0)
     sliding_window: int | None = Field(default=None, gt=0)
+    rope_scaling: str | None = None
     moe: Moe | None = None
     mla: Mla | None = None
     dtype: Dtype = "bf16"
@@ -95,6 +99,19 @@ class Llm(Frozen):
         if (self.mla is not None) != (self.family == "deepseek_v3"):
             raise ValueError(f"family {self.family} and the [mla] table contradict each other")
         return self
+
+    @property
+    def runtime_refusal(self) -> str | None:
+        """Why the torch workers cannot run this llm, in a few words; None: they can."""
+        if self.family not in RUNNABLE_FAMILIES:
+            return f"family {self.family}; the workers run {', '.join(RUNNABLE_FAMILIES)}"
+        if self.sliding_window is not None:
+            return "sliding-window attention"
+        if self.rope_scaling is not None:
+            return f"{self.rope_scaling} scaling of rotary frequencies"
+        if self.dtype not in RUNNABLE_DTYPES:
+            return f"{self.dtype} weights; the workers run {', '.join(RUNNABLE_DTYPES)}"
+        return None
 
     @property
     def gated_ffn(self) -> bool:

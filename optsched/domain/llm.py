@@ -38,6 +38,12 @@ class Moe(Frozen):
     num_dense_layers: int = Field(default=0, ge=0)
     router_bias: bool = False
 
+    @model_validator(mode="after")
+    def _experts_suffice(self) -> Self:
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} exceeds num_experts {self.num_experts}")
+        return self
+
 
 class Mla(Frozen):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 §2.1): K and V are rebuilt from a latent vector."""
@@ -98,6 +104,8 @@ class Llm(Frozen):
             raise ValueError(f"family {self.family} and the [moe] table contradict each other")
         if (self.mla is not None) != (self.family == "deepseek_v3"):
             raise ValueError(f"family {self.family} and the [mla] table contradict each other")
+        if self.moe is not None and self.moe.num_dense_layers > self.num_layers:
+            raise ValueError(f"num_dense_layers {self.moe.num_dense_layers} exceeds num_layers {self.num_layers}")
         return self
 
     @property

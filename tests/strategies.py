@@ -100,6 +100,7 @@ def llms(draw: st.DrawFn, families: tuple[Family, ...] = ("opt", "llama", "qwen3
     free_width = family in ("qwen3", "qwen3_moe")
     hidden_size = num_heads * (draw(st.sampled_from([8, 16, 32])) if free_width else head_dim)
     num_layers = draw(st.integers(1, 4))
+    ffn_size = draw(st.sampled_from([32, 64, 96]))
     moe = mla = None
     if family in ("mixtral", "qwen3_moe", "deepseek_v3"):
         num_experts = draw(st.sampled_from([2, 4, 8]))
@@ -107,13 +108,14 @@ def llms(draw: st.DrawFn, families: tuple[Family, ...] = ("opt", "llama", "qwen3
         moe = Moe(
             num_experts=num_experts,
             experts_per_token=draw(st.integers(1, num_experts)),
-            expert_size=draw(st.sampled_from([16, 48])),
+            expert_size=ffn_size if family == "mixtral" else draw(st.sampled_from([16, 48])),
             num_shared=draw(st.integers(0, 2)) if deepseek else 0,
             num_dense_layers=draw(st.integers(0, num_layers)) if deepseek else 0,
             router_bias=deepseek,
         )
         if deepseek:
             mla = Mla(q_rank=24, kv_rank=draw(st.sampled_from([16, 32])), rope_dim=8, nope_dim=head_dim, v_dim=head_dim)
+            head_dim += mla.rope_dim
     return Llm(
         name=draw(NAMES),
         title=draw(TEXTS),
@@ -123,7 +125,7 @@ def llms(draw: st.DrawFn, families: tuple[Family, ...] = ("opt", "llama", "qwen3
         num_heads=num_heads,
         num_kv_heads=num_heads if mla else num_kv_heads,
         head_dim=head_dim,
-        ffn_size=draw(st.sampled_from([32, 64, 96])),
+        ffn_size=ffn_size,
         vocab_size=draw(st.sampled_from([64, 100, 512])),
         max_positions=draw(st.sampled_from([128, 4096])),
         tied_embeddings=draw(st.booleans()),

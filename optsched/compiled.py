@@ -19,7 +19,7 @@ _PACKAGES = ("batching", "placement", "simulator")
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path:
-    """Return the folder of this version's compiled kernels: ``$XDG_CACHE_HOME`` (or ``~/.cache``) ``/optsched/kernels-DIGEST``."""
+    """Return the folder of this version's compiled kernels, in ``$XDG_CACHE_HOME`` (or ``~/.cache``)."""
     root = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for package in _PACKAGES:
@@ -42,10 +42,12 @@ def inlined(function: FunctionT) -> FunctionT:
 def _compile(function: FunctionT, *, inline: bool) -> FunctionT:
     import numba
 
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder())
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: FunctionT = numba.njit(cache=True, nogil=True, inline="always" if inline else "never")(function)
+        decorate: Any = numba.njit(cache=True, nogil=True, inline="always" if inline else "never")
+        compiled: FunctionT = decorate(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return compiled

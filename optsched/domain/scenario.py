@@ -122,7 +122,8 @@ class PolicySpec(Frozen):
 
     batching: str = "vllm-chunked"
     placement: PlacementPolicyName = "conserve"
-    parameters: dict[str, float] = {}
+    batching_parameters: dict[str, float] = {}
+    placement_parameters: dict[str, float] = {}
 
 
 class CurrentFleet(Frozen):

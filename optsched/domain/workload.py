@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal, Self
 
@@ -17,7 +17,7 @@ from optsched.errors import SpecError
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
     """C conversations of T turns in all; turn arrays are grouped by conversation, in order.
 
@@ -37,6 +37,9 @@ class Workload:
         Time between the end of the previous turn and the arrival of this one (0 for first turns).
     prefix_offset, prefix_blocks
         Optional shared-prefix blocks of each turn: ``prefix_blocks[prefix_offset[t]:prefix_offset[t + 1]]``.
+    arrivals_known
+        Whether `arrival_s` are times of the source; False: it records none, all are 0, and only a scenario's arrival
+        process makes a schedule of them.
     """
 
     conversation_id: Int64[Array, " C"]
@@ -47,6 +50,7 @@ class Workload:
     gap_s: Float64[Array, " T"]
     prefix_offset: Int64[Array, " T+1"] | None = None
     prefix_blocks: Int64[Array, " K"] | None = None
+    arrivals_known: bool = True
 
     def __post_init__(self) -> None:
         """Refuse arrays that contradict each other.
@@ -71,6 +75,29 @@ class Workload:
             raise SpecError("arrival times must be finite, and gaps finite and not negative")
         if c and (self.arrival_s[0] < 0 or np.diff(self.arrival_s).min(initial=0.0) < 0):
             raise SpecError("arrivals must be non-negative and sorted")
+        if c and not self.arrivals_known and self.arrival_s[-1] > 0:
+            raise SpecError("arrivals that are not known must all be 0")
+        if t and self.gap_s[self.first_turn[:-1]].max() > 0:
+            raise SpecError("the gap before a first turn must be 0; when it comes is the conversation's arrival")
+        self._check_prefixes()
+
+    def _check_prefixes(self) -> None:
+        offset, blocks = self.prefix_offset, self.prefix_blocks
+        if offset is None and blocks is None:
+            return
+        if offset is None or blocks is None:
+            raise SpecError("prefix_offset and prefix_blocks go together; give both or neither")
+        if len(offset) != self.num_turns + 1 or offset[0] != 0 or offset[-1] != len(blocks) or np.any(np.diff(offset) < 0):
+            raise SpecError(f"prefix_offset must divide {len(blocks)} blocks among {self.num_turns} turns")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two workloads hold the same arrays."""
+        if not isinstance(other, Workload):
+            return NotImplemented
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return all((mine is None) == (theirs is None) and np.array_equal(mine, theirs) for mine, theirs in pairs)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays can change
 
     @property
     def num_conversations(self) -> int:
@@ -139,14 +166,12 @@ class Workload:
             gap_s=self.gap_s[keep],
             prefix_offset=prefix_offset,
             prefix_blocks=prefix_blocks,
+            arrivals_known=self.arrivals_known,
         )
 
     def with_arrivals(self, arrival_s: Float64[Array, " C"]) -> Workload:
         """Return the same conversations, in the same order, at other arrival times."""
-        return Workload(
-            self.conversation_id, np.asarray(arrival_s, float), self.first_turn, self.new_tokens,
-            self.output_tokens, self.gap_s, self.prefix_offset, self.prefix_blocks,
-        )  # fmt: skip
+        return replace(self, arrival_s=np.asarray(arrival_s, float), arrivals_known=True)
 
 
 class LengthQuantiles(Frozen):
@@ -188,6 +213,12 @@ class Recipe(Frozen):
     num_turns_weights: tuple[float, ...] | None = None
 
     @model_validator(mode="after")
+    def _no_gap_before_the_first_turn(self) -> Self:
+        if self.turns[0].gap_s is not None:
+            raise ValueError("the first turn has no gap before it; remove gap_s from the first [[turn]]")
+        return self
+
+    @model_validator(mode="after")
     def _weights_fit(self) -> Self:
         weights = self.num_turns_weights
         if weights is not None and (len(weights) != len(self.turns) or min(weights) < 0 or sum(weights) <= 0):
@@ -203,6 +234,8 @@ class Arrivals(Frozen):
     process
         ``poisson``, ``gamma`` (with `cv`, the coefficient of variation of the gaps), ``uniform`` (constant gaps),
         ``burst`` (all at time 0), or ``trace`` (the times in the trace; `rate_per_s`, if given, rescales them).
+    rate_per_s
+        Mean number of conversations that arrive per second.
     """
 
     process: Literal["poisson", "gamma", "uniform", "burst", "trace"] = "poisson"
@@ -214,4 +247,6 @@ class Arrivals(Frozen):
     def _rate_given(self) -> Self:
         if self.process in ("poisson", "gamma", "uniform") and self.rate_per_s is None:
             raise ValueError(f"process {self.process!r} needs rate_per_s; add it, or use process 'burst' or 'trace'")
+        if self.process == "burst" and self.rate_per_s is not None:
+            raise ValueError("process 'burst' has no rate_per_s: all arrive at time 0; remove it, or use process 'poisson'")
         return self

@@ -33,8 +33,8 @@ class Heap(NamedTuple):
     @classmethod
     def empty(cls, capacity: int) -> Heap:
         """Return an empty heap for so many events."""
-        integers = (np.zeros(capacity, np.int64) for _ in range(3))
-        return cls(np.zeros(capacity), *integers, np.zeros(2, np.int64))
+        kind, subject, order = np.zeros((3, capacity), np.int64)
+        return cls(np.zeros(capacity), kind, subject, order, np.zeros(2, np.int64))
 
 
 @kernel

@@ -97,7 +97,10 @@ def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ra
         return False
     state.replicas.free_blocks[target] -= blocks
     state.place[slot] = MOVING
-    duration = state.transfer_latency_s[source, target] + kv_bytes * state.requests.context[slot] * state.transfer_s_per_byte[source, target]
+    duration = (
+        state.transfer_latency_s[source, target]
+        + kv_bytes * state.requests.context[slot] * state.transfer_s_per_byte[source, target]
+    )
     push(state.heap, state.clock[0] + duration, TRANSFER_END, slot)
     return True
 
@@ -145,7 +148,9 @@ def _next_turn(state: State, slot: int) -> None:
 
 
 @kernel
-def _step_s(state: State, replica: int, tokens: float, pairs: float, kv: float, sequences: float, hidden: float, busy: int) -> float:
+def _step_s(
+    state: State, replica: int, tokens: float, pairs: float, kv: float, sequences: float, hidden: float, busy: int
+) -> float:
     laws = state.laws
     knots, seconds, last = laws.gemm_tokens[replica], laws.gemm_s[replica], laws.knots[replica] - 1
     upper = 1
@@ -217,7 +222,9 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
         replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
         engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s,
     )  # fmt: skip
-    decide(engine.policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision)
+    decide(
+        engine.policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision
+    )
     _evict(state, replica)
     number = _admit(state, replica)
     if number == 0:

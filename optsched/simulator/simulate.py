@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from optsched.batching.policies import policy_id
-from optsched.domain.log import Event, ExecutionLog, Steps, Transfers
+from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SolveError
@@ -87,8 +87,8 @@ def _refuse_what_cannot_fit(plan: Plan, workload: Workload) -> None:
         worst = int(np.argmax(tokens))
         if -(-int(tokens[worst]) // block) > blocks:
             raise InfeasibleError(
-                f"Conversation {int(workload.conversation_id[worst])} holds {int(tokens[worst]):,} tokens {what}; the largest {of} "
-                f"has KV cache for {blocks * block:,}. Use a larger tier or more tensor parallelism, or shorten its context."
+                f"Conversation {int(workload.conversation_id[worst])} holds {int(tokens[worst]):,} tokens {what}; "
+                f"the largest {of} has KV cache for {blocks * block:,}. Use a larger tier or more tensor parallelism, or shorten its context."
             )
 
 
@@ -164,13 +164,16 @@ class _Simulation:
             elif kind == st.ROOM:
                 self._retry(subject)
             else:
-                name = "preempted" if kind == st.PREEMPTED else "evicted"
+                name: EventKind = "preempted" if kind == st.PREEMPTED else "evicted"
                 self.events.append(Event(now, name, subject, int(self.state.replica[subject])))
 
     def _view(self, conversation: int) -> ConversationView:
         w = self.workload
         return ConversationView(
-            conversation, float(w.arrival_s[conversation]), int(w.first_turn_tokens[conversation]), int(w.peak_tokens[conversation])
+            conversation,
+            float(w.arrival_s[conversation]),
+            int(w.first_turn_tokens[conversation]),
+            int(w.peak_tokens[conversation]),
         )
 
     def _apply(self, now: float, grants: list[Grant]) -> None:

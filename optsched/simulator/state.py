@@ -192,11 +192,12 @@ def _replicas(plan: Plan, conversations: int) -> Replicas:
 
 def _turns(workload: Workload) -> Turns:
     count = workload.num_turns
-    nan, nowhere = (lambda: np.full(count, np.nan)), (lambda: np.full(count, -1, np.int64))
+    arrival_s, start_s, first_token_s, end_s = np.full((4, count), np.nan)
+    prefill_replica, decode_replica = np.full((2, count), -1, np.int64)
     offsets = np.concatenate([[0], np.cumsum(workload.output_tokens)]).astype(np.int64)
     return Turns(
         workload.first_turn.astype(np.int64), workload.new_tokens.astype(np.int64), workload.output_tokens.astype(np.int64),
-        workload.gap_s.astype(float), offsets[:-1].copy(), nan(), nan(), nan(), nan(), nowhere(), nowhere(),
+        workload.gap_s.astype(float), offsets[:-1].copy(), arrival_s, start_s, first_token_s, end_s, prefill_replica, decode_replica,
         np.full(int(offsets[-1]), np.nan),
     )  # fmt: skip
 
@@ -226,7 +227,9 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
         turns=_turns(workload),
         heap=heap,
         steps=StepBuffer(np.zeros((step_capacity, 7), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
-        outbox=Outbox(np.zeros(4 * conversations + 64, np.int64), np.zeros(4 * conversations + 64, np.int64), np.zeros(1, np.int64)),
+        outbox=Outbox(
+            np.zeros(4 * conversations + 64, np.int64), np.zeros(4 * conversations + 64, np.int64), np.zeros(1, np.int64)
+        ),
         clock=np.zeros(1),
         counters=np.zeros(2, np.int64),
         transfer_s_per_byte=rate,

@@ -1,0 +1,108 @@
+"""``optsched plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from optsched.cli.output import emit_json, metrics_rows, print_line, print_table, progress, warn
+from optsched.domain.plan import Certificate, Plan
+from optsched.domain.scenario import PlacementPolicyName
+
+
+def plan(
+    scenario: str,
+    /,
+    *,
+    trace: Path | None = None,
+    rate: float | None = None,
+    policy: PlacementPolicyName | None = None,
+    seed: int | None = None,
+    clock: Literal["true", "paper"] = "true",
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Plan a scenario: who prefills, who decodes, at what power cap, which conversation goes where.
+
+    Parameters
+    ----------
+    scenario
+        A scenario file (.toml), or the name of a packaged one (optsched show scenarios).
+    trace
+        Take the conversations from this trace instead of the scenario's source.
+    rate
+        Conversations per second, instead of the scenario's rate.
+    policy
+        Placement policy, instead of the scenario's.
+    seed
+        Seed of arrivals and lengths, instead of the scenario's.
+    clock
+        true: latencies count from arrival. paper: prefiller queueing and decoder-admission waits are left out.
+    out
+        Write the plan to this file.
+    json
+        Print the plan as one JSON object.
+    """
+    from optsched import catalog, files
+    from optsched.cli.checks import positive
+    from optsched.planner.plan import plan_scenario
+
+    path = catalog.scenario_path(scenario)
+    with progress("planning") as advance:
+        planned = plan_scenario(
+            catalog.scenario(scenario),
+            base=path.parent,
+            trace=trace,
+            rate_per_s=positive("--rate", rate),
+            seed=seed,
+            policy=policy,
+            clock=clock,
+            progress=advance,
+        )
+    if out is not None:
+        files.save(planned.plan, "plan", out)
+    if json:
+        emit_json(files.dump(planned.plan, "plan"))
+        return
+    print_plan(planned.plan, planned.considered)
+    if out is not None:
+        warn(f"Plan written to {out}")
+
+
+def print_plan(plan: Plan, considered: int) -> None:
+    """Print a plan for people: replicas, prediction, certificate."""
+    rows = []
+    for replica in plan.replicas:
+        placed = sum(replica.id in (item.prefill, item.decode) for item in plan.placement.assignments)
+        tier = f"{replica.gpu}@{replica.power_cap_w:g}W"
+        tokens = f"{replica.kv_blocks * plan.engine.block_tokens:,}"
+        rows.append((replica.id, replica.role, tier, f"{replica.tp} x {replica.pp}", tokens, placed, replica.origin))
+    columns = ("replica", "role", "tier", "TP x PP", "KV tokens", "conversations", "coefficients")
+    print_table(f"Plan: {plan.llms[0].name}, placement {plan.placement.policy}, batching {plan.batching.policy}", columns, rows)
+    predicted = plan.predicted
+    print_table(f"Predicted ({predicted.clock} clock)", ("", "mean", "p50", "p95", "p99"), metrics_rows(predicted))
+    print_line(summary(plan))
+    print_line(certificate_line(plan.certificate, considered))
+    if any(replica.origin == "assumed" for replica in plan.replicas):
+        warn("Some coefficients are assumed, not fitted on measurements; 'optsched show gpus NAME' names their sources.")
+
+
+def summary(plan: Plan) -> str:
+    """Return makespan, energy, cost and attainment in one line."""
+    m = plan.predicted
+    energy = "-" if m.energy_j is None else f"{m.energy_j / 1e3:.4g} kJ ({m.context_tokens_per_joule or 0:.4g} context tokens/J)"
+    cost = "-" if m.cost_usd_per_hour is None else f"{m.cost_usd_per_hour:.4g} USD/h"
+    missed = ", ".join(f"{name} {share:.1%}" for name, share in m.slo_violations.items()) or "no targets"
+    return (
+        f"Makespan {m.makespan_s:.4g} s, {m.tokens_per_s:.4g} output tokens/s, energy {energy}, {cost}, "
+        f"SLO attainment {m.slo_attainment:.1%} (missed: {missed})"
+    )
+
+
+def certificate_line(certificate: Certificate, considered: int) -> str:
+    """Return the certificate in one line."""
+    fleets = "" if considered == 1 else f"; best of {considered} fleets simulated"
+    return (
+        f"Certificate: {certificate.objective} = {certificate.value:.5g} under evaluator {certificate.evaluator}, proven >= "
+        f"{certificate.bound:.5g}, gap {certificate.gap:.1%}, {certificate.status} ({certificate.solver}){fleets}"
+    )

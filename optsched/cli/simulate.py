@@ -1,0 +1,116 @@
+"""``optsched simulate``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from optsched.cli.output import emit_json, metrics_rows, print_line, print_table, progress, warn
+from optsched.domain.scenario import PlacementPolicyName
+
+if TYPE_CHECKING:
+    from optsched.domain.log import ExecutionLog
+    from optsched.domain.plan import Plan
+    from optsched.domain.workload import Workload
+
+
+def simulate(
+    source: str,
+    /,
+    *,
+    policy: PlacementPolicyName | None = None,
+    trace: Path | None = None,
+    rate: float | None = None,
+    seed: int | None = None,
+    clock: Literal["true", "paper"] = "true",
+    log: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Execute a plan or a scenario on a virtual clock and print what its conversations experience.
+
+    Parameters
+    ----------
+    source
+        A plan file (.json), a scenario file (.toml), or the name of a packaged scenario.
+    policy
+        Placement policy, instead of the one named there.
+    trace
+        Take the conversations from this trace instead.
+    rate
+        Conversations per second, instead of the rate named there.
+    seed
+        Seed of arrivals and lengths, instead of the one named there.
+    clock
+        true: latencies count from arrival. paper: prefiller queueing and decoder-admission waits are left out.
+    log
+        Write the execution log to this Parquet file.
+    json
+        Print one JSON object.
+    """
+    from optsched import catalog, logfile
+    from optsched.cli.checks import positive
+    from optsched.domain.accounting import measure_plan
+    from optsched.planner.plan import plan_scenario
+
+    rate = positive("--rate", rate)
+    started = time.process_time()
+    if source.endswith(".json"):
+        plan, workload, executed = _simulate_plan(Path(source), policy, trace, rate, seed)
+    else:
+        path = catalog.scenario_path(source)
+        with progress("simulating") as advance:
+            planned = plan_scenario(
+                catalog.scenario(source),
+                base=path.parent, trace=trace, rate_per_s=rate, seed=seed, policy=policy, clock=clock, progress=advance,
+            )  # fmt: skip
+        plan, workload, executed = planned.plan, planned.workload, planned.log
+    cpu_s = time.process_time() - started
+    metrics = measure_plan(plan, executed, workload, clock)
+    if log is not None:
+        logfile.save_log(executed, workload, log, plan)
+    if json:
+        emit_json(
+            {
+                "metrics": metrics.model_dump(mode="json"),
+                "iterations": executed.iterations,
+                "transfers": len(executed.transfers.start_s),
+                "preemptions": executed.preemptions,
+                "cpu_s": cpu_s,
+            }
+        )
+        return
+    print_table(
+        f"Simulated ({clock} clock): {plan.llms[0].name}, placement {plan.placement.policy}, batching {plan.batching.policy}",
+        ("", "mean", "p50", "p95", "p99"),
+        metrics_rows(metrics),
+    )
+    from optsched.cli.plan import summary
+
+    print_line(summary(plan.replace(predicted=metrics)))
+    print_line(
+        f"{workload.num_conversations:,} conversations, {workload.num_turns:,} turns, {executed.iterations:,} iterations, "
+        f"{len(executed.transfers.start_s):,} transfers, {executed.preemptions:,} preemptions, {cpu_s:.3g} s CPU"
+    )
+    if log is not None:
+        warn(f"Log written to {log}")
+
+
+def _simulate_plan(
+    path: Path, policy: PlacementPolicyName | None, trace: Path | None, rate: float | None, seed: int | None
+) -> tuple[Plan, Workload, ExecutionLog]:
+    from optsched import files
+    from optsched.domain.plan import Plan
+    from optsched.planner.replan import with_policy, with_workload
+    from optsched.simulator.simulate import simulate as execute
+    from optsched.traces.loading import load_workload
+
+    plan = files.load(Plan, "plan", path)
+    if policy is not None:
+        plan = with_policy(plan, policy)
+    if trace is not None or rate is not None or seed is not None:
+        plan = with_workload(plan, trace, rate, seed)
+    workload = load_workload(plan.workload)
+    with progress("simulating", total=1) as advance:
+        executed = execute(plan, workload, seed=plan.workload.seed, progress=advance)
+    return plan, workload, executed

@@ -1,0 +1,1 @@
+"""Compose scenario, cost model, placement and simulator into a plan; the only place where optimising meets simulating."""

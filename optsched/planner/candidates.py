@@ -1,0 +1,94 @@
+"""The fleets worth trying when a scenario fixes no roles: every split into roles, every combination of power caps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from optsched import catalog
+from optsched.domain.llm import Llm
+from optsched.domain.scenario import FleetEntry, Role, Scenario
+from optsched.errors import InfeasibleError
+from optsched.planner.replicas import smallest_tp
+
+ALL_MIXED = frozenset({"collocated", "adaptive"})
+
+
+def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, ...]]:
+    """Return the fleets that a placement policy may run on.
+
+    A fixed ``[[fleet]]`` is kept, but with all roles mixed for the policies that mix them. Otherwise all GPUs of the
+    supply are used, with the fewest GPUs per replica that hold the llm.
+
+    Raises
+    ------
+    InfeasibleError
+        If no gpu of the supply holds the llm, or a policy with two roles has only one replica.
+    """
+    if scenario.fleet:
+        if policy not in ALL_MIXED:
+            return [scenario.fleet]
+        return [tuple(entry.replace(role="mixed", max_batched_tokens=None) for entry in scenario.fleet)]
+    sizes = _replica_counts(scenario, llm)
+    if policy in ALL_MIXED:
+        found = [tuple(fleet) for fleet in _mixed(scenario, sizes)]
+    else:
+        found = [tuple(fleet) for fleet in _split(scenario, sizes)]
+    if not found:
+        raise InfeasibleError(
+            f"Policy {policy!r} needs a replica to prefill and another to decode, but the supply makes only one of {llm.name!r}. "
+            "Raise the count in [supply], or use policy 'collocated'."
+        )
+    return found
+
+
+def _replica_counts(scenario: Scenario, llm: Llm) -> dict[str, tuple[int, int]]:
+    counts: dict[str, tuple[int, int]] = {}
+    last: InfeasibleError | None = None
+    for name, supply in scenario.supply.items():
+        per_node = supply.gpus_per_node or catalog.gpu(name).datasheet.gpus_per_node
+        try:
+            tp = smallest_tp(llm, name, min(supply.limit, per_node))
+        except InfeasibleError as error:
+            last = error
+        else:
+            counts[name] = (supply.limit // tp, tp)
+    if not counts and last is not None:
+        raise last
+    return counts
+
+
+def _caps(scenario: Scenario, gpu: str) -> tuple[float, ...]:
+    return scenario.supply[gpu].power_caps_w or (catalog.gpu(gpu).datasheet.power_w,)
+
+
+def _entry(gpu: str, cap: float, role: Role, count: int, tp: int) -> list[FleetEntry]:
+    return [FleetEntry(gpu=gpu, power_cap_w=cap, role=role, count=count, tp=tp)] if count else []
+
+
+def _mixed(scenario: Scenario, sizes: dict[str, tuple[int, int]]) -> Iterator[list[FleetEntry]]:
+    for caps in product(*(_caps(scenario, gpu) for gpu in sizes)):
+        yield [
+            e for (gpu, (count, tp)), cap in zip(sizes.items(), caps, strict=True) for e in _entry(gpu, cap, "mixed", count, tp)
+        ]
+
+
+def _split(scenario: Scenario, sizes: dict[str, tuple[int, int]]) -> Iterator[list[FleetEntry]]:
+    total = sum(count for count, _ in sizes.values())
+    seen = set()
+    for prefillers in product(*(range(count + 1) for count, _ in sizes.values())):
+        if not 0 < sum(prefillers) < total:
+            continue
+        caps = [product(_caps(scenario, gpu), _caps(scenario, gpu)) for gpu in sizes]
+        for choice in product(*caps):
+            fleet = [
+                entry
+                for (gpu, (count, tp)), number, (prefill_cap, decode_cap) in zip(sizes.items(), prefillers, choice, strict=True)
+                for entry in (
+                    *_entry(gpu, prefill_cap, "prefill", number, tp), *_entry(gpu, decode_cap, "decode", count - number, tp),
+                )
+            ]  # fmt: skip
+            key = tuple(fleet)
+            if key not in seen:
+                seen.add(key)
+                yield fleet

@@ -1,0 +1,222 @@
+"""From a scenario to a plan: build the fleets worth trying, simulate each, keep the best, and prove how good it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from optsched import catalog
+from optsched.cost.rho import rho_s_per_block
+from optsched.domain.accounting import measure_plan
+from optsched.domain.llm import Llm
+from optsched.domain.log import ExecutionLog
+from optsched.domain.plan import Assignment, Certificate, Plan, PlanBatching, PlanLlm, PlanPlacement, PlanSlo, PlanWorkload
+from optsched.domain.results import Clock, Metrics, Normalised, Quantiles, Tokens
+from optsched.domain.scenario import Objective, PlacementPolicyName, Scenario
+from optsched.domain.workload import Workload
+from optsched.errors import InfeasibleError, OptschedError, PlanError, SpecError
+from optsched.files import canonical_sha256
+from optsched.placement.certificate import certify, lower_bound_of
+from optsched.placement.policies import parameter_names
+from optsched.planner.candidates import fleets
+from optsched.planner.replicas import make_links, make_replicas, standalone_reference
+from optsched.simulator.simulate import simulate
+from optsched.traces.loading import describe_workload, load_workload
+
+MAX_SIMULATED = 24
+"""Fleets that are simulated when a scenario leaves roles or caps open; the most promising by their bounds."""
+
+_NOTHING = Quantiles(mean=None, p50=None, p95=None, p99=None)
+_UNKNOWN = Metrics(
+    clock="true", ttft_s=_NOTHING, ttfet_s=_NOTHING, tbt_s=_NOTHING, tpot_s=_NOTHING, e2e_s=_NOTHING,
+    normalised=Normalised(ttfet=_NOTHING, last_turn_tbt=_NOTHING, e2e=_NOTHING), slo_attainment=0, makespan_s=0,
+    tokens=Tokens(prompt=0, output=0), tokens_per_s=0, energy_j=None, tokens_per_joule=None,
+    context_tokens_per_joule=None, cost_usd_per_hour=None,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, the workload it was made for, the simulation that predicts it, and the alternatives that lost.
+
+    Attributes
+    ----------
+    considered
+        Fleets that were simulated, the chosen one included.
+    """
+
+    plan: Plan
+    workload: Workload
+    log: ExecutionLog
+    considered: int
+
+
+def plan_scenario(
+    scenario: Scenario,
+    *,
+    base: Path | None = None,
+    trace: Path | None = None,
+    rate_per_s: float | None = None,
+    seed: int | None = None,
+    policy: PlacementPolicyName | None = None,
+    clock: Clock = "true",
+    progress: Callable[[float, float], None] | None = None,
+) -> Planned:
+    """Plan a scenario.
+
+    Parameters
+    ----------
+    scenario
+        What is asked.
+    base
+        Folder that relative trace paths start from.
+    trace, rate_per_s, seed, policy
+        Replace the scenario's source of conversations, arrival rate, seed and placement policy.
+    clock
+        Clock of the predicted figures.
+    progress
+        Called with the fleets simulated so far and their number.
+
+    Raises
+    ------
+    OptschedError
+        If the scenario is wrong or nothing can serve it.
+    """
+    llm, described, workload = _inputs(scenario, base, trace, rate_per_s, seed)
+    name = policy or scenario.policy.placement
+    parameter_names(name)
+    drafts = _drafts(scenario, llm, described, name)
+    drafts, bound = _most_promising(drafts, workload, scenario)
+    best: tuple[tuple[float, ...], Plan, ExecutionLog, Metrics] | None = None
+    failure: OptschedError | None = None
+    for number, draft in enumerate(drafts):
+        try:
+            log = simulate(draft, workload, seed=described.seed, record_steps=len(drafts) == 1)
+        except InfeasibleError as error:
+            failure = error
+            continue
+        finally:
+            if progress is not None:
+                progress(number + 1, len(drafts))
+        metrics = measure_plan(draft, log, workload, clock)
+        rank = _rank(scenario, draft, metrics)
+        if best is None or rank < best[0]:
+            best = (rank, draft, log, metrics)
+    if best is None:
+        raise failure or InfeasibleError("No fleet of the supply can serve this scenario. Raise a count in [supply].")
+    _, draft, log, metrics = best
+    return Planned(_finish(draft, workload, log, metrics, scenario, bound), workload, log, len(drafts))
+
+
+def _inputs(
+    scenario: Scenario, base: Path | None, trace: Path | None, rate_per_s: float | None, seed: int | None
+) -> tuple[Llm, PlanWorkload, Workload]:
+    if scenario.services or scenario.llm is None or scenario.workload is None:
+        raise SpecError(
+            f"a plan places the conversations of one service, this scenario has {len(scenario.services)}; "
+            "give llm and [workload] of the one to place",
+            field="service",
+        )
+    described = describe_workload(scenario.workload, base, trace=trace, rate_per_s=rate_per_s, seed=seed)
+    return catalog.llm(scenario.llm), described, load_workload(described)
+
+
+def _drafts(scenario: Scenario, llm: Llm, described: PlanWorkload, policy: PlacementPolicyName) -> list[Plan]:
+    reference = standalone_reference(llm, scenario)
+    parameters = dict(scenario.policy.batching_parameters)
+    for key, target in (("ttft_slo_s", scenario.slo.ttft), ("tbt_slo_s", scenario.slo.tbt)):
+        if target is not None and target.seconds is not None:
+            parameters.setdefault(key, target.seconds)
+    own = scenario.policy.placement_parameters if policy == scenario.policy.placement else {}
+    made = []
+    for fleet in fleets(scenario, llm, policy):
+        replicas = make_replicas(llm, fleet, scenario.engine.block_tokens)
+        draft = Plan(
+            scenario_sha256=canonical_sha256(scenario),
+            llms=(PlanLlm(name=llm.name, shape=llm),),
+            slo=PlanSlo(**{name: getattr(scenario.slo, name) for name in type(scenario.slo).model_fields}, standalone=reference),
+            workload=described,
+            engine=scenario.engine,
+            replicas=replicas,
+            links=make_links(scenario, replicas),
+            batching=PlanBatching(
+                policy=scenario.policy.batching,
+                rho_s_per_block=max(rho_s_per_block(r.coefficients, scenario.engine.block_tokens) for r in replicas),
+                parameters=parameters,
+            ),
+            placement=PlanPlacement(policy=policy, parameters=own),
+            predicted=_UNKNOWN,
+            certificate=Certificate(evaluator="none", objective="none", value=0, bound=0, gap=0, status="NO_PLAN", solver="none"),
+        )
+        if broken := draft.violations():
+            raise PlanError(broken)
+        _refuse_over_limits(scenario, draft)
+        made.append(draft)
+    return made
+
+
+def _refuse_over_limits(scenario: Scenario, draft: Plan) -> None:
+    power_w = sum(replica.power_cap_w * replica.tp * replica.pp for replica in draft.replicas)
+    usd = sum(replica.usd_per_hour for replica in draft.replicas)
+    for name, used, limit, unit in (
+        ("power_w", power_w, scenario.limits.power_w, "W"), ("usd_per_hour", usd, scenario.limits.usd_per_hour, "USD/h"),
+    ):  # fmt: skip
+        if limit is not None and used > limit:
+            raise InfeasibleError(
+                f"The fleet comes to {used:g} {unit}, limits.{name} allows {limit:g}. Raise it, or lower counts or power caps."
+            )
+
+
+def _most_promising(drafts: Sequence[Plan], workload: Workload, scenario: Scenario) -> tuple[list[Plan], float]:
+    """Return at most `MAX_SIMULATED` drafts in order of their bounds, and the least bound of all."""
+    objective = scenario.objective.minimise[0]
+    bounds = [lower_bound_of(draft, workload, objective) for draft in drafts]
+    order = np.argsort(bounds, kind="stable")[:MAX_SIMULATED]
+    return [drafts[index] for index in order], float(min(bounds))
+
+
+def objective_value(objective: Objective, draft: Plan, metrics: Metrics) -> float:
+    """Return a plan's simulated value of one objective."""
+    values: dict[Objective, float | None] = {
+        "energy": metrics.energy_j,
+        "cost": metrics.cost_usd_per_hour,
+        "gpus": float(sum(replica.tp * replica.pp for replica in draft.replicas)),
+        "ttfet": metrics.ttfet_s.p95,
+        "slo_misses": 1 - metrics.slo_attainment,
+    }
+    value = values[objective]
+    return float("inf") if value is None else value
+
+
+def _rank(scenario: Scenario, draft: Plan, metrics: Metrics) -> tuple[float, ...]:
+    """Order plans: by how far they miss the targets' percentiles first, then by the objectives."""
+    excess = 0.0
+    for name in ("ttft", "tpot", "tbt", "ttfet", "e2e"):
+        target = getattr(scenario.slo, name)
+        if target is not None:
+            excess += max(0.0, metrics.slo_violations[name] - (1 - target.percentile / 100) - 1e-12)
+    return (excess, *(objective_value(objective, draft, metrics) for objective in scenario.objective.minimise))
+
+
+def _finish(draft: Plan, workload: Workload, log: ExecutionLog, metrics: Metrics, scenario: Scenario, bound: float) -> Plan:
+    first = workload.first_turn[:-1]
+    prefill, decode = log.prefill_replica[first], log.decode_replica[first]
+    # A conversation of a single token ends on its prefiller; any decoder is as good.
+    prefillers = np.array([replica.role == "prefill" for replica in draft.replicas])
+    decode = np.where(prefillers[decode], int(np.argmin(prefillers)), decode)
+    names = [replica.id for replica in draft.replicas]
+    assignments = tuple(
+        Assignment(conversation=index, prefill=names[p], decode=names[d])
+        for index, (p, d) in enumerate(zip(prefill.tolist(), decode.tolist(), strict=True))
+    )
+    plan = draft.replace(
+        placement=draft.placement.replace(assignments=assignments),
+        predicted=metrics,
+        certificate=certify(draft, workload, prefill, decode, scenario.objective.minimise[0], bound),
+    )
+    if broken := plan.violations():
+        raise PlanError(broken)
+    return plan

@@ -1,0 +1,112 @@
+"""Turn gpus, caps and roles into a plan's replicas and the links between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optsched import catalog
+from optsched.cost.memory import kv_token_budget
+from optsched.cost.tables import step_law
+from optsched.domain.hardware import Tier
+from optsched.domain.llm import Llm
+from optsched.domain.plan import PlanLink, PlanReplica, Standalone
+from optsched.domain.scenario import FleetEntry, Role, Scenario
+from optsched.errors import InfeasibleError
+
+
+def smallest_tp(llm: Llm, gpu: str, limit: int) -> int:
+    """Return the fewest GPUs (a power of two) whose memory holds the llm and some cache.
+
+    Raises
+    ------
+    InfeasibleError
+        If `limit` GPUs are too few.
+    """
+    tier, tp = catalog.tier(gpu), 1
+    while True:
+        try:
+            kv_token_budget(llm, tier, tp=tp)
+        except InfeasibleError:
+            if 2 * tp > limit or llm.num_kv_heads % (2 * tp):
+                raise
+            tp *= 2
+        else:
+            return tp
+
+
+def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int) -> PlanReplica:
+    """Return one replica of a fleet entry, with its step law and its pool.
+
+    Raises
+    ------
+    InfeasibleError
+        If the llm does not fit.
+    """
+    gpu = catalog.gpu(entry.gpu)
+    tier = Tier(gpu, entry.power_cap_w or gpu.datasheet.power_w)
+    link = catalog.link(gpu.datasheet.interconnect)
+    fitted = any(found.llm == llm.name and found.tp == entry.tp for found in gpu.step_laws)
+    return PlanReplica(
+        id=identifier,
+        llm=llm.name,
+        gpu=gpu.name,
+        power_cap_w=tier.power_cap_w,
+        role=entry.role,
+        tp=entry.tp,
+        pp=entry.pp,
+        kv_blocks=kv_token_budget(llm, tier, tp=entry.tp, pp=entry.pp) // block_tokens,
+        max_batched_tokens=entry.max_batched_tokens,
+        coefficients=step_law(llm, tier, tp=entry.tp, pp=entry.pp, link=link),
+        origin="fitted" if fitted else gpu.efficiency.origin,
+        host="this machine" if gpu.shared_host else None,
+        usd_per_hour=gpu.price.usd_per_hour * entry.tp * entry.pp,
+    )
+
+
+def make_replicas(llm: Llm, fleet: Sequence[FleetEntry], block_tokens: int) -> tuple[PlanReplica, ...]:
+    """Return the replicas of a fleet, named ``role-N`` in order."""
+    made: list[PlanReplica] = []
+    count: dict[Role, int] = {}
+    for entry in fleet:
+        first = make_replica(llm, entry, f"{entry.role}-{count.get(entry.role, 0)}", block_tokens)
+        for _ in range(entry.count):
+            number = count.get(entry.role, 0)
+            count[entry.role] = number + 1
+            made.append(first.replace(id=f"{entry.role}-{number}"))
+    return tuple(made)
+
+
+def make_links(scenario: Scenario, replicas: Sequence[PlanReplica]) -> tuple[PlanLink, ...]:
+    """Return the links from every replica that prefills to every other that decodes.
+
+    The link is the scenario's ``transfer_link``, else the supply's ``link``, else the interconnect of the source's gpu.
+    """
+    joined: list[PlanLink] = []
+    for source in replicas:
+        name = scenario.transfer_link or scenario.supply[source.gpu].link or catalog.gpu(source.gpu).datasheet.interconnect
+        link = catalog.link(name)
+        joined.extend(
+            PlanLink(
+                source=source.id, target=target.id, latency_s=link.latency_s, bytes_per_s=link.bytes_per_s,
+                joules_per_byte=link.joules_per_byte,
+            )
+            for target in replicas
+            if source.role != "decode" and target.role != "prefill" and target is not source
+        )  # fmt: skip
+    return tuple(joined)
+
+
+def standalone_reference(llm: Llm, scenario: Scenario) -> Standalone:
+    """Return the tier of standalone latencies: the supply's first gpu at its highest cap, the same for every fleet and policy."""
+    name, supply = next(iter(scenario.supply.items()))
+    gpu = catalog.gpu(name)
+    cap = max(supply.power_caps_w, default=gpu.datasheet.power_w)
+    tp = smallest_tp(llm, name, supply.limit)
+    link = catalog.link(gpu.datasheet.interconnect)
+    return Standalone(
+        gpu=name,
+        power_cap_w=cap,
+        tp=tp,
+        max_batched_tokens=scenario.engine.max_batched_tokens,
+        coefficients=step_law(llm, Tier(gpu, cap), tp=tp, link=link),
+    )

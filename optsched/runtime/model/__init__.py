@@ -1,0 +1,1 @@
+"""Our own decoder-only transformer: OPT, Llama and Qwen3."""

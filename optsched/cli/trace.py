@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -111,7 +111,7 @@ def stats(
     conversations: int | None = None,
     turns: int | None = None,
     recipe_out: Path | None = None,
-    quantiles: str = "0,0.01,0.05,0.1,0.25,0.5,0.75,0.9,0.95,0.99,1",
+    quantiles: str | None = None,
     title: str | None = None,
     origin: str | None = None,
     reading: Reading | None = None,
@@ -130,7 +130,7 @@ def stats(
     recipe_out
         Write a recipe with its length quantiles, turn by turn, to this .toml file, whose name becomes the recipe's.
     quantiles
-        Probabilities of the recipe's points, from 0 to 1.
+        Probabilities of the recipe's points, from 0 to 1, for example 0,0.5,0.9,1; if left out, 20 that follow long tails.
     title
         Title of the recipe.
     origin
@@ -202,7 +202,11 @@ def _check_out(out: Path) -> None:
         raise SpecError("a workload is written as Parquet; give --out a name that ends in .parquet", file=out)
 
 
-def _probabilities(text: str) -> list[float]:
+def _probabilities(text: str | None) -> Sequence[float]:
+    from optsched.traces.statistics import QUANTILES
+
+    if text is None:
+        return QUANTILES
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
@@ -214,12 +218,14 @@ def _origin(origin: str | None, file: Path, workload: Workload) -> str:
 
     source = f"{file.name} (sha256 {sha256_of(file)[:12]})" if file.is_file() else file.name
     longest = int(workload.turn_in_conversation.max()) + 1
-    scope = f"quantiles of {workload.num_conversations} conversations of up to {longest} turns in {source}"
-    scope += ", written by optsched trace stats"
+    scope = (
+        f"quantiles of {workload.num_conversations} conversations of {'one turn' if longest == 1 else f'up to {longest} turns'}"
+    )
+    scope += f" in {source}, written by optsched trace stats"
     return scope if origin is None else f"{origin}; {scope}"
 
 
-def _write_recipe(path: Path, workload: Workload, quantiles: list[float], title: str | None, origin: str) -> None:
+def _write_recipe(path: Path, workload: Workload, quantiles: Sequence[float], title: str | None, origin: str) -> None:
     from optsched.files import write_atomically
     from optsched.traces.statistics import distil, recipe_toml
 

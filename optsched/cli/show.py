@@ -255,9 +255,7 @@ _LISTINGS: dict[Kind, _Listing] = {
         _llm_rows, ("llm", "params", "active", "KV B/token", "hidden B/token", "hidden / KV", "runs on the workers"), _llm_cells
     ),
     "workloads": _Listing(
-        _workload_rows,
-        ("workload", "title", "turns", "origin"),
-        lambda row: [row[key] for key in ("name", "title", "turns", "origin")],
+        _workload_rows, ("workload", "title", "turns"), lambda row: [row[key] for key in ("name", "title", "turns")], left=2
     ),
     "scenarios": _Listing(_scenario_rows, ("scenario", "llm", "workload", "supply", "minimise"), _scenario_cells, left=5),
     "policies": _Listing(

@@ -1,0 +1,161 @@
+"""``optsched estimate``: time, energy and memory of one llm on one tier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from optsched import catalog
+from optsched.cli.output import emit_json, print_line, print_table, seconds, warn
+from optsched.units import human
+
+if TYPE_CHECKING:
+    from optsched.cost.breakdown import BreakdownRow
+    from optsched.cost.estimate import Estimate
+
+
+def estimate(
+    *,
+    llm: str,
+    tier: str,
+    tp: int = 1,
+    pp: int = 1,
+    prompt: int = 1024,
+    batch: int = 1,
+    context: int | None = None,
+    hidden_tokens: int = 0,
+    chunk: int = 2048,
+    link: str | None = None,
+    sensitivity: bool = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Estimate time, energy and memory of one llm on one tier.
+
+    Parameters
+    ----------
+    llm
+        Name of an llm ('optsched show llms'), or the path of a Hugging Face config.json.
+    tier
+        A gpu at a power cap, for example a40@200W; without a cap, at its board power.
+    tp
+        GPUs that share every layer (tensor parallel).
+    pp
+        Pipeline stages.
+    prompt
+        Tokens of the prompt whose prefill is estimated.
+    batch
+        Sequences in the decode step.
+    context
+        Cached tokens of each of them; the prompt's length unless given.
+    hidden_tokens
+        How many of all cached tokens are held as hidden cache.
+    chunk
+        Most new tokens per step of the prefill.
+    link
+        Link between the GPUs of the replica; the gpu's own interconnect unless given.
+    sensitivity
+        Show by how many percent the times change per percent of each coefficient.
+    json
+        Print one JSON object.
+    """
+    from optsched.cost.estimate import estimate as estimate_costs
+
+    shape, place = catalog.llm(llm), catalog.tier(tier)
+    cached = prompt if context is None else context
+    answer = estimate_costs(
+        shape,
+        place,
+        tp=tp,
+        pp=pp,
+        prompt_tokens=prompt,
+        batch=batch,
+        context_tokens=cached,
+        hidden_tokens=hidden_tokens,
+        chunk_tokens=chunk,
+        link=catalog.link(link) if link else None,
+        sensitivity=sensitivity,
+    )
+    if max(prompt, cached) > shape.max_positions:
+        warn(f"{max(prompt, cached)} tokens exceed the {shape.max_positions} positions of {shape.name}; estimated all the same")
+    if batch * cached > answer.memory.kv_token_budget and not hidden_tokens:
+        warn(f"{batch} x {cached} cached tokens exceed the budget of {answer.memory.kv_token_budget}; the batch would not fit")
+    if json:
+        emit_json(_as_json(answer))
+        return
+    _print(answer, f"{shape.name} on {place.name}" + (f", tp={tp}" if tp > 1 else "") + (f", pp={pp}" if pp > 1 else ""))
+
+
+def _as_json(answer: Estimate) -> dict[str, object]:
+    def rows(breakdown: Sequence[BreakdownRow]) -> list[dict[str, object]]:
+        return [
+            {"operation": row.name, "seconds": row.seconds, "flops": row.flops, "bytes": row.bytes, "resource": row.resource}
+            for row in breakdown
+        ]
+
+    value: dict[str, object] = {
+        "prefill_s": answer.prefill_s,
+        "decode_step_s": answer.decode_step_s,
+        "prefill_energy_j": answer.prefill_energy_j,
+        "decode_energy_j_per_token": answer.decode_energy_j_per_token,
+        "memory": {
+            "weights_bytes": answer.memory.weights_bytes,
+            "reserve_bytes": answer.memory.reserve_bytes,
+            "kv_bytes_per_token": answer.memory.kv_bytes_per_token,
+            "hidden_bytes_per_token": answer.memory.hidden_bytes_per_token,
+            "kv_token_budget": answer.memory.kv_token_budget,
+        },
+        "origin": answer.origin,
+        "breakdown": {"prefill": rows(answer.prefill), "decode": rows(answer.decode)},
+    }
+    if answer.prefill_sensitivity is not None and answer.decode_sensitivity is not None:
+        value["sensitivity"] = {"prefill": answer.prefill_sensitivity, "decode": answer.decode_sensitivity}
+    return value
+
+
+def _print(answer: Estimate, title: str) -> None:
+    print_table(
+        title,
+        ("", "time", "energy"),
+        [
+            ("prefill of the prompt", seconds(answer.prefill_s), human(answer.prefill_energy_j, "J")),
+            ("decode step", seconds(answer.decode_step_s), f"{human(answer.decode_energy_j_per_token, 'J')} per token"),
+        ],
+    )
+    fits = answer.memory
+    print_table(
+        "memory",
+        ("", "size"),
+        [
+            ("weights", human(fits.weights_bytes, "B")),
+            ("KV cache per token", human(fits.kv_bytes_per_token, "B")),
+            ("hidden cache per token", human(fits.hidden_bytes_per_token, "B")),
+            ("KV cache budget", f"{fits.kv_token_budget:,} tokens"),
+        ],
+    )
+    for name, rows in (("prefill, last chunk", answer.prefill), ("decode step", answer.decode)):
+        if rows:
+            _print_breakdown(name, rows)
+    if answer.prefill_sensitivity is not None and answer.decode_sensitivity is not None:
+        decode = answer.decode_sensitivity
+        cells = [(name, f"{value:+.3f}", f"{decode[name]:+.3f}") for name, value in answer.prefill_sensitivity.items()]
+        print_table("percent of time per percent of the coefficient", ("coefficient", "prefill", "decode"), cells)
+    if answer.origin == "assumed":
+        print_line("Coefficients are assumed, not fitted to measurements of this gpu; times may be off by tens of percent.")
+
+
+def _print_breakdown(name: str, rows: Sequence[BreakdownRow]) -> None:
+    total = sum(row.seconds for row in rows)
+    cells = [
+        (
+            row.name,
+            seconds(row.seconds),
+            f"{row.seconds / total:.1%}",
+            human(row.flops, "FLOP"),
+            human(row.bytes, "B"),
+            row.resource,
+        )
+        for row in sorted(rows, key=lambda row: -row.seconds)
+    ]
+    print_table(name, ("operation", "time", "share", "work per GPU", "moved per GPU", "limited by"), cells)

@@ -1,0 +1,1 @@
+"""What a step of a replica costs in time, energy and memory; the only package that uses JAX."""

@@ -1,0 +1,169 @@
+"""Estimate one prefill and one decode step of an llm on a tier: time, energy, memory, and what each is sensitive to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from optsched.cost.breakdown import BreakdownRow, breakdown
+from optsched.cost.evaluate import evaluate_steps
+from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
+from optsched.cost.memory import Memory, memory
+from optsched.cost.sensitivity import elasticities
+from optsched.cost.tables import fitted_law, origin, replica_parameters
+from optsched.domain.hardware import Link, Origin, Tier
+from optsched.domain.llm import Llm
+from optsched.domain.step_law import StepLaw
+from optsched.errors import SpecError
+
+CHUNK_TOKENS = 2048  # the token budget of a step unless an engine says otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one llm on one tier takes.
+
+    Attributes
+    ----------
+    prefill_s, prefill_energy_j
+        Prefill of one prompt alone, in chunks; energy with the idle power of all GPUs.
+    decode_step_s, decode_energy_j_per_token
+        One decode step of the batch, and its energy over the tokens it yields.
+    memory
+        Weights, caches and the KV token budget.
+    origin
+        ``fitted`` if the coefficients were fitted to measurements, else ``assumed``.
+    prefill, decode
+        Where the time of the prompt's last chunk and of the decode step goes; empty where a measured step law was used.
+    prefill_sensitivity, decode_sensitivity
+        Elasticities by tier field: the percentage the time changes per percent of the field; empty if not asked for.
+    """
+
+    prefill_s: float
+    decode_step_s: float
+    prefill_energy_j: float
+    decode_energy_j_per_token: float
+    memory: Memory
+    origin: Origin
+    prefill: tuple[BreakdownRow, ...] = ()
+    decode: tuple[BreakdownRow, ...] = ()
+    prefill_sensitivity: dict[str, float] | None = None
+    decode_sensitivity: dict[str, float] | None = None
+
+
+def prefill_chunks(llm: Llm, prompt_tokens: int, chunk_tokens: int, context_tokens: int = 0) -> StepFeatures:
+    """Return the steps of one prompt's prefill in chunks; the last one emits the first token.
+
+    Parameters
+    ----------
+    llm
+        For its sliding window.
+    prompt_tokens, context_tokens
+        New tokens, and tokens already cached before them.
+    chunk_tokens
+        Most new tokens of a step.
+    """
+    starts = np.arange(0, prompt_tokens, chunk_tokens, dtype=float)
+    sizes = np.minimum(float(chunk_tokens), prompt_tokens - starts)
+    pairs = attended_pairs(sizes, context_tokens + starts, llm.sliding_window)
+    return StepFeatures.of(prefill_tokens=sizes, pairs=pairs, emitting=(starts + sizes >= prompt_tokens).astype(float))
+
+
+def decode_step(llm: Llm, batch: int, context_tokens: int, hidden_tokens: int = 0) -> StepFeatures:
+    """Return the decode step of a batch of equal contexts, `hidden_tokens` of all its cached tokens held as hidden cache."""
+    cached = batch * float(attended_tokens(context_tokens, llm.sliding_window))
+    # A rebuilt token that the window hides is rebuilt no more than it is read.
+    hidden = min(float(hidden_tokens), cached)
+    return StepFeatures.of(decode_sequences=float(batch), kv_tokens=cached - hidden, hidden_tokens=hidden)
+
+
+def _check(prompt_tokens: int, batch: int, context_tokens: int, hidden_tokens: int, chunk_tokens: int) -> None:
+    for name, value in (("prompt", prompt_tokens), ("batch", batch), ("context", context_tokens), ("chunk", chunk_tokens)):
+        if value < 1:
+            raise SpecError(f"{name} {value} must be at least 1; give a positive whole number")
+    if not 0 <= hidden_tokens <= batch * context_tokens:
+        raise SpecError(
+            f"hidden tokens {hidden_tokens} must lie between 0 and the batch's {batch * context_tokens} cached tokens; "
+            "lower them, or raise batch or context"
+        )
+
+
+def estimate(
+    llm: Llm,
+    tier: Tier,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    prompt_tokens: int,
+    batch: int,
+    context_tokens: int,
+    hidden_tokens: int = 0,
+    chunk_tokens: int = CHUNK_TOKENS,
+    link: Link | None = None,
+    sensitivity: bool = False,
+) -> Estimate:
+    """Estimate one prefill and one decode step.
+
+    Parameters
+    ----------
+    llm, tier, tp, pp, link
+        The replica, as in `step_law`.
+    prompt_tokens
+        Prompt of the prefill.
+    batch, context_tokens, hidden_tokens
+        Sequences in the decode step, cached tokens of each, and how many of all cached tokens are held as hidden cache.
+    chunk_tokens
+        Most new tokens per step of the prefill.
+    sensitivity
+        Whether to compute elasticities.
+
+    Raises
+    ------
+    SpecError
+        If a number is out of range, or the llm cannot be split so.
+    InfeasibleError
+        If the llm does not fit.
+    """
+    _check(prompt_tokens, batch, context_tokens, hidden_tokens, chunk_tokens)
+    fits = memory(llm, tier, tp=tp, pp=pp)
+    chunks, step = prefill_chunks(llm, prompt_tokens, chunk_tokens), decode_step(llm, batch, context_tokens, hidden_tokens)
+    measured = fitted_law(tier.gpu, llm, tp, pp)
+    if measured is not None:
+        return _from_law(measured, fits, chunks, step)
+    parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
+    prefill, decode = evaluate_steps(parameters, shape, chunks), evaluate_steps(parameters, shape, step.rows())
+    return Estimate(
+        prefill_s=float(prefill.seconds.sum()),
+        decode_step_s=float(decode.seconds[0]),
+        prefill_energy_j=float(prefill.joules.sum()),
+        decode_energy_j_per_token=float(decode.joules[0]) / batch,
+        memory=fits,
+        origin=origin(tier.gpu, llm, tp, pp),
+        prefill=breakdown(parameters, shape, chunks.row(-1)),
+        decode=breakdown(parameters, shape, step),
+        prefill_sensitivity=elasticities(parameters, shape, chunks) if sensitivity else None,
+        decode_sensitivity=elasticities(parameters, shape, step) if sensitivity else None,
+    )
+
+
+def _from_law(law: StepLaw, fits: Memory, chunks: StepFeatures, step: StepFeatures) -> Estimate:
+    def cost(features: StepFeatures) -> tuple[float, float]:
+        tokens, pairs, kv, hidden = (
+            np.asarray(x) for x in (features.tokens, features.pairs, features.kv_tokens, features.hidden_tokens)
+        )
+        seconds = law.step_s(tokens, pairs, kv, np.asarray(features.sequences), hidden)
+        totals = [float(np.sum(x)) for x in (tokens, pairs, kv, hidden)]
+        dynamic = law.energy_j(totals[0], totals[1], totals[2], totals[3], float(seconds.size))
+        return float(seconds.sum()), dynamic + law.idle_w * float(seconds.sum())
+
+    prefill_s, prefill_j = cost(chunks)
+    decode_s, decode_j = cost(step)
+    return Estimate(
+        prefill_s=prefill_s,
+        decode_step_s=decode_s,
+        prefill_energy_j=prefill_j,
+        decode_energy_j_per_token=decode_j / float(step.decode_sequences),
+        memory=fits,
+        origin="fitted",
+    )

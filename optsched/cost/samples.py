@@ -1,0 +1,98 @@
+"""Steps on which the full cost model is sampled: a fixed grid to fit a step law to, and random ones to judge it on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import jax
+import numpy as np
+from jaxtyping import Float64
+
+from optsched.cost.features import StepFeatures, attended_pairs
+
+Array = np.ndarray
+_MOST_CACHED = 4e6  # cached tokens beyond which no replica of today holds a batch
+_PREFILL = tuple(round(2 ** (power / 2)) for power in range(33))
+_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+_CONTEXTS = (16, 256, 2048, 8192, 32768)
+
+
+def gemm_knots() -> Float64[Array, " K"]:
+    """Return the knots of gemm(T): 0, the powers of two to 65,536, and the middles where the efficiency ramp bends."""
+    return np.array(sorted({0, 24, 48, 96, 192, 384, 768, *(2**power for power in range(17))}), dtype=np.float64)
+
+
+def joined(parts: Sequence[StepFeatures]) -> StepFeatures:
+    """Return the steps of several sets as one set."""
+    together: StepFeatures = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
+    return together
+
+
+def prefill_steps() -> StepFeatures:
+    """Return steps of one sequence in prefill, new tokens times context, and the same tokens without attention.
+
+    The latter pin gemm(T): in prefill alone tokens and pairs grow together, and attention could pass for matrix products.
+    """
+    new, context = np.array(list(product(_PREFILL, (0, 1024, 8192, 65536))), dtype=np.float64).T
+    bare = gemm_knots()[1:]
+    return StepFeatures.of(
+        prefill_tokens=np.concatenate([new, bare]), pairs=np.concatenate([attended_pairs(new, context), np.zeros_like(bare)])
+    )
+
+
+def decode_steps() -> StepFeatures:
+    """Return decode steps: batch times mean context times the share of sequences held as hidden cache."""
+    grid = [row for row in product(_BATCHES, _CONTEXTS, (0.0, 0.5, 1.0)) if row[0] * row[1] <= _MOST_CACHED]
+    batch, context, hidden = np.array(grid, dtype=np.float64).T
+    cached = batch * context
+    return StepFeatures.of(decode_sequences=batch, kv_tokens=cached * (1 - hidden), hidden_tokens=cached * hidden)
+
+
+def mixed_steps() -> StepFeatures:
+    """Return steps with one prefill chunk among decoding sequences."""
+    grid = product((16, 64, 256, 1024, 4096), (0, 8192), (1, 8, 32, 128), (512, 8192), (0.0, 0.3))
+    new, context, batch, held, hidden = np.array(list(grid), dtype=np.float64).T
+    cached = batch * held
+    return StepFeatures.of(
+        prefill_tokens=new,
+        pairs=attended_pairs(new, context),
+        decode_sequences=batch,
+        kv_tokens=cached * (1 - hidden),
+        hidden_tokens=cached * hidden,
+    )
+
+
+def random_steps(seed: int, number: int = 400) -> dict[str, StepFeatures]:
+    """Return seeded random steps, log-uniform in every size: pure ``prefill``, pure ``decode``, and ``mixed``.
+
+    Parameters
+    ----------
+    seed, number
+        Of the generator; steps of each kind.
+    """
+    draw = np.random.default_rng(seed)
+
+    def sizes(low: float, high: float) -> Float64[Array, " N"]:
+        return np.floor(np.exp(draw.uniform(np.log(low), np.log(high), number)))
+
+    def decoding(most: float) -> tuple[Float64[Array, " N"], Float64[Array, " N"], Float64[Array, " N"]]:
+        batch = sizes(1, most)
+        cached = np.minimum(batch * sizes(16, 32768), _MOST_CACHED)
+        hidden = np.floor(cached * np.where(draw.uniform(size=number) < 0.5, 0.0, draw.uniform(size=number)))
+        return batch, cached - hidden, hidden
+
+    new = sizes(1, 32768)
+    batch, kv, hidden = decoding(512)
+    chunk, (beside, beside_kv, beside_hidden) = sizes(16, 8192), decoding(256)
+    return {
+        "prefill": StepFeatures.of(prefill_tokens=new, pairs=attended_pairs(new, sizes(1, 32768) - 1)),
+        "decode": StepFeatures.of(decode_sequences=batch, kv_tokens=kv, hidden_tokens=hidden),
+        "mixed": StepFeatures.of(
+            prefill_tokens=chunk,
+            pairs=attended_pairs(chunk, sizes(1, 32768) - 1),
+            decode_sequences=beside,
+            kv_tokens=beside_kv,
+            hidden_tokens=beside_hidden,
+        ),
+    }

@@ -1,0 +1,185 @@
+"""Condense the full cost model of a replica into one step law, and say how far the law is from the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.optimize import nnls
+
+from optsched.cost.evaluate import StepCosts, evaluate_steps
+from optsched.cost.features import StepFeatures
+from optsched.cost.precision import double_precision
+from optsched.cost.samples import decode_steps, gemm_knots, joined, mixed_steps, prefill_steps, random_steps
+from optsched.cost.shape import Layout, LlmShape
+from optsched.cost.step import launch_floor
+from optsched.cost.tier import TierParameters, link_of
+from optsched.domain.hardware import Gpu, Link, Origin, Tier
+from optsched.domain.llm import Llm
+from optsched.domain.step_law import StepLaw
+
+Array = np.ndarray
+
+
+def fitted_law(gpu: Gpu, llm: Llm, tp: int = 1, pp: int = 1) -> StepLaw | None:
+    """Return the step law measured on a gpu for an llm, if its file has one."""
+    fits = (entry.law for entry in gpu.step_laws if entry.llm == llm.name and entry.tp == tp and pp == 1)
+    return next(fits, None)
+
+
+def origin(gpu: Gpu, llm: Llm | None = None, tp: int = 1, pp: int = 1) -> Origin:
+    """Return whether the numbers for a gpu (and llm) were fitted to measurements or assumed."""
+    if llm is not None and fitted_law(gpu, llm, tp, pp) is not None:
+        return "fitted"
+    return gpu.efficiency.origin
+
+
+def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None) -> StepLaw:
+    """Return the step law of a replica: the measured one if its gpu has one, else the full model condensed.
+
+    Parameters
+    ----------
+    llm, tier
+        What is served, and where.
+    tp, pp
+        GPUs per layer, and pipeline stages (one batch in flight).
+    link
+        Between the replica's GPUs; None: the gpu's own interconnect.
+
+    Raises
+    ------
+    SpecError
+        If the llm cannot be split so, or the gpu has no FLOP rate for its data type.
+    UnknownNameError
+        If the gpu's interconnect is in no link file.
+
+    Notes
+    -----
+    gemm is piecewise linear between powers of two of T. Its increments and the slopes p, c, b, h solve one non-negative
+    least-squares problem on prefill, decode and mixed steps, each weighted by its step time, so that the relative error is
+    minimised. The law expects pairs and cached tokens after the sliding window, if the llm has one (`attended_pairs`).
+    """
+    measured = fitted_law(tier.gpu, llm, tp, pp)
+    if measured is not None:
+        return measured
+    parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
+    features = joined([prefill_steps(), decode_steps(), mixed_steps()])
+    costs = evaluate_steps(parameters, shape, features)
+    return StepLaw(
+        overhead_s=float(parameters.step_overhead_s),
+        floor_s=float(launch_floor(parameters, shape)),
+        **_times(features, costs),
+        **_energies(features, costs),
+        idle_w=tier.gpu.efficiency.idle_w * tp * pp,
+    )
+
+
+def replica_parameters(
+    llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None
+) -> tuple[TierParameters, LlmShape]:
+    """Return what the full model needs of a replica.
+
+    Raises
+    ------
+    SpecError, UnknownNameError
+        As `step_law`.
+    """
+    shape = LlmShape.of(llm, Layout(tp, pp))
+    return TierParameters.of(tier, llm, link_of(tier, link, tp * pp)), shape
+
+
+def _weighted_nnls(columns: Float64[Array, "S K"], target: Float64[Array, " S"], weight: Float64[Array, " S"]) -> Array:
+    rows = columns * weight[:, None]
+    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
+    solution, _ = nnls(rows / scale, target * weight)
+    return np.asarray(solution / scale)
+
+
+def _hat_columns(tokens: Float64[Array, " S"], knots: Float64[Array, " K"]) -> Float64[Array, "S K"]:
+    """Return the columns whose non-negative combinations are the non-decreasing piecewise linear functions of T."""
+    rise = (tokens[:, None] - knots[:-1]) / np.diff(knots)
+    rise[:, :-1] = np.clip(rise[:, :-1], 0.0, 1.0)
+    return np.concatenate([np.ones((len(tokens), 1)), np.maximum(rise, 0.0)], axis=1)
+
+
+def _linear_columns(features: StepFeatures) -> Float64[Array, "S 4"]:
+    return np.stack(
+        [np.asarray(x) for x in (features.pairs, features.kv_tokens, features.sequences, features.hidden_tokens)], axis=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Slopes:
+    pair: float
+    kv: float
+    sequence: float
+    hidden: float
+
+
+def _times(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[float, ...]]:
+    knots = gemm_knots()
+    columns = np.concatenate([_hat_columns(np.asarray(features.tokens), knots), _linear_columns(features)], axis=1)
+    solution = _weighted_nnls(columns, costs.work_s, 1.0 / costs.seconds)
+    slopes = _Slopes(*map(float, solution[len(knots) :]))
+    return {
+        "gemm_tokens": tuple(map(float, knots)),
+        "gemm_s": tuple(map(float, np.cumsum(solution[: len(knots)]))),
+        "pair_s": slopes.pair,
+        "kv_s": slopes.kv,
+        "sequence_s": slopes.sequence,
+        "hidden_s": slopes.hidden,
+    }
+
+
+def _energies(features: StepFeatures, costs: StepCosts) -> dict[str, float]:
+    linear = [np.ones(len(costs.joules)), features.tokens, features.pairs, features.kv_tokens, features.hidden_tokens]
+    columns = np.stack([np.asarray(column) for column in linear], axis=1)
+    solution = _weighted_nnls(columns, costs.dynamic_j, 1.0 / costs.joules)
+    return dict(zip(("step_j", "token_j", "pair_j", "kv_j", "hidden_j"), map(float, solution), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class LawError:
+    """Relative error of a step law against the full model: mean absolute and largest, of time and of energy."""
+
+    mape: float
+    max: float
+    energy_mape: float
+    energy_max: float
+
+
+@double_precision
+def step_law_error(
+    law: StepLaw, llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None, seed: int = 0
+) -> dict[str, LawError]:
+    """Return the error of a step law against the full model on random steps that it was not fitted to.
+
+    Parameters
+    ----------
+    law
+        To be judged.
+    llm, tier, tp, pp, link
+        The replica, as in `step_law`.
+    seed
+        Of the steps.
+
+    Returns
+    -------
+    dict
+        `LawError` of pure ``prefill``, pure ``decode`` and ``mixed`` steps.
+    """
+    parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
+    errors = {}
+    for kind, features in random_steps(seed).items():
+        costs = evaluate_steps(parameters, shape, features)
+        tokens, pairs, kv, sequences, hidden = (
+            np.asarray(x)
+            for x in (features.tokens, features.pairs, features.kv_tokens, features.sequences, features.hidden_tokens)
+        )
+        seconds = law.step_s(tokens, pairs, kv, sequences, hidden)
+        dynamic = law.step_j + law.token_j * tokens + law.pair_j * pairs + law.kv_j * kv + law.hidden_j * hidden
+        late = np.abs(seconds / costs.seconds - 1)
+        costly = np.abs((dynamic + law.idle_w * seconds) / costs.joules - 1)
+        errors[kind] = LawError(float(late.mean()), float(late.max()), float(costly.mean()), float(costly.max()))
+    return errors

@@ -1,0 +1,1 @@
+"""Which fleet serves a workload at the least money or energy."""

@@ -43,12 +43,13 @@ def single_best(pending: float, kv: int, hidden: int, penalty: float, memory: in
 
 
 @numba.njit(cache=True)
-def _density(gain: float, blocks: int) -> float:
+def density_of(gain: float, blocks: int) -> float:
+    """Return the gain per block; infinite where nothing is taken."""
     return gain / blocks if blocks > 0 else np.inf
 
 
 @numba.njit(cache=True)
-def _schedules(
+def schedules(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],
     hidden_blocks: Int64[Array, " n"],
@@ -68,15 +69,15 @@ def _schedules(
             continue
         offered = hidden_pays(p, m, s, u, memory, paper)
         if offered:
-            request[e], step[e], density[e] = i, TAKE_HIDDEN, _density(p - u, s)
+            request[e], step[e], density[e] = i, TAKE_HIDDEN, density_of(p - u, s)
             e += 1
         if m > memory:
             continue
         if offered:
             # rounding must not put an upgrade before its hidden entry
-            request[e], step[e], density[e] = i, UPGRADE, min(_density(u, m - s), density[e - 1])
+            request[e], step[e], density[e] = i, UPGRADE, min(density_of(u, m - s), density[e - 1])
         else:
-            request[e], step[e], density[e] = i, TAKE_KV, _density(p, m)
+            request[e], step[e], density[e] = i, TAKE_KV, density_of(p, m)
         e += 1
     return request[:e], step[:e], np.argsort(-density[:e], kind="mergesort")
 
@@ -203,7 +204,7 @@ def select(
     choice[:] = SKIP
     if max_sequences < 1:
         return
-    entries = _schedules(pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, tokens, memory, token_budget, paper)
+    entries = schedules(pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, tokens, memory, token_budget, paper)
     rows = (memory, token_budget, max_sequences)
     left = _take_in_order(pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, tokens, entries, rows, fill, choice)
     if fill:

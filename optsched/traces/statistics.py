@@ -156,13 +156,16 @@ def recipe_toml(recipe: Recipe) -> str:
         # A JSON string is a TOML basic string, but for DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
+    def number(value: float) -> str:
+        return str(int(value)) if value.is_integer() else repr(value)
+
     def lengths(value: LengthQuantiles) -> str:
-        return "{ quantiles = [" + ", ".join(f"[{p:.15g}, {length:.15g}]" for p, length in value.quantiles) + "] }"
+        return "{ quantiles = [" + ", ".join(f"[{number(p)}, {number(length)}]" for p, length in value.quantiles) + "] }"
 
     parts = ['schema = "optsched/workload"', "version = 1"]
     parts += [f"{key} = {text(getattr(recipe, key))}" for key in ("name", "title", "origin")]
     if recipe.num_turns_weights is not None:
-        parts.append(f"num_turns_weights = [{', '.join(f'{weight:.15g}' for weight in recipe.num_turns_weights)}]")
+        parts.append(f"num_turns_weights = [{', '.join(map(number, recipe.num_turns_weights))}]")
     for turn in recipe.turns:
         parts += ["", "[[turn]]", f"new_tokens = {lengths(turn.new_tokens)}", f"output_tokens = {lengths(turn.output_tokens)}"]
         if turn.gap_s is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numba
-
 from optsched.batching.state import HIDDEN
+from optsched.compiled import inlined
 
 
-@numba.njit(cache=True, inline="always")
+@inlined
 def blocks_for(tokens: int, cache: int, block_tokens: int, hidden_ratio: float) -> int:
     """Return the blocks that a cache of `tokens` tokens takes; hidden cache packs ``1 / hidden_ratio`` as many per block."""
     if cache == HIDDEN:

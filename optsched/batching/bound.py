@@ -15,12 +15,12 @@ from __future__ import annotations
 from math import fsum
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from optsched.batching.greedy import NO_LIMIT, TAKE_HIDDEN, UPGRADE, density_of, schedules
 from optsched.batching.problem import BatchProblem
+from optsched.compiled import kernel
 
 Array = np.ndarray
 
@@ -50,7 +50,7 @@ def offers(problem: BatchProblem) -> Offers:
     return Offers(hidden=possible & smaller & (problem.pending_s > problem.hidden_penalty_s), kv=kv)
 
 
-@numba.njit(cache=True)
+@kernel
 def _break_density(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from jaxtyping import Float64, Int8, Int32, Int64
+
+from optsched.compiled import kernel
 
 Array = np.ndarray
 
@@ -97,7 +98,7 @@ class Limits(NamedTuple):
     tolerance: float
 
 
-@numba.njit(cache=True)
+@kernel
 def _grown(trail: Trail, needed: int) -> Trail:
     """Return a trail with room for `needed` nodes."""
     size = len(trail.parent)
@@ -109,7 +110,7 @@ def _grown(trail: Trail, needed: int) -> Trail:
     return Trail(parent, request, option)
 
 
-@numba.njit(cache=True)
+@kernel
 def _merge(
     core: Core, k: int, usable: tuple[bool, bool], states: States, trail: Trail, search: Search, limits: Limits
 ) -> tuple[States, Trail, int]:
@@ -152,7 +153,7 @@ def _merge(
     return States(blocks[:kept].copy(), value[:kept].copy(), node[:kept].copy()), trail, nodes
 
 
-@numba.njit(cache=True)
+@kernel
 def expand(
     core: Core, states: States, trail: Trail, search: Search, limits: Limits, work_limit: int
 ) -> tuple[States, Trail, Search]:

@@ -10,9 +10,10 @@ Gao et al., "Apt-Serve", PACMMOD 3(3) 130, 2025, arXiv 2504.07494: Algorithm 1 a
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
+
+from optsched.compiled import kernel
 
 Array = np.ndarray
 
@@ -20,7 +21,7 @@ SKIP, TAKE_HIDDEN, TAKE_KV, UPGRADE = 0, 1, 2, 3
 NO_LIMIT = np.iinfo(np.int64).max
 
 
-@numba.njit(cache=True)
+@kernel
 def hidden_pays(pending: float, kv: int, hidden: int, penalty: float, memory: int, paper: bool) -> bool:
     """Tell whether a request offers hidden cache.
 
@@ -34,7 +35,7 @@ def hidden_pays(pending: float, kv: int, hidden: int, penalty: float, memory: in
     return kv > memory or (pending - penalty) * kv >= pending * hidden
 
 
-@numba.njit(cache=True)
+@kernel
 def single_best(pending: float, kv: int, hidden: int, penalty: float, memory: int) -> int:
     """Return the best option of one request that has the memory to itself."""
     if kv <= memory:
@@ -42,13 +43,13 @@ def single_best(pending: float, kv: int, hidden: int, penalty: float, memory: in
     return TAKE_HIDDEN if hidden <= memory and pending > penalty else SKIP
 
 
-@numba.njit(cache=True)
+@kernel
 def density_of(gain: float, blocks: int) -> float:
     """Return the gain per block; infinite where nothing is taken."""
     return gain / blocks if blocks > 0 else np.inf
 
 
-@numba.njit(cache=True)
+@kernel
 def schedules(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],
@@ -82,7 +83,7 @@ def schedules(
     return request[:e], step[:e], np.argsort(-density[:e], kind="mergesort")
 
 
-@numba.njit(cache=True)
+@kernel
 def _take_in_order(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],
@@ -135,7 +136,7 @@ def _take_in_order(
     return left, budget, sequences
 
 
-@numba.njit(cache=True)
+@kernel
 def _fill(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],
@@ -169,7 +170,7 @@ def _fill(
         choice[i] = best
 
 
-@numba.njit(cache=True)
+@kernel
 def select(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],

@@ -8,7 +8,6 @@ Gao et al., "Apt-Serve", PACMMOD 3(3) 130, 2025, arXiv 2504.07494, sections 4 an
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from jaxtyping import Int8, Int64
 
@@ -16,6 +15,7 @@ from optsched.batching.blocks import blocks_for
 from optsched.batching.greedy import NO_LIMIT, TAKE_HIDDEN, TAKE_KV, select
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
 from optsched.batching.state import HIDDEN, KV, Counts, Decision, Engine, Requests
+from optsched.compiled import kernel
 
 Array = np.ndarray
 
@@ -23,20 +23,20 @@ NEAR_ZERO = 1e-4  # violators' density relative to the least pending time per bl
 NEAR_ZERO_ALONE = 1e-6  # the same where nothing waits
 
 
-@numba.njit(cache=True)
+@kernel
 def pending_s(requests: Requests, slot: int, now_s: float) -> float:
     """Return the time since a request's last token, or since its arrival."""
     return float(max(0.0, now_s - requests.last_token_s[slot]))
 
 
-@numba.njit(cache=True)
+@kernel
 def violates(requests: Requests, slot: int, engine: Engine) -> bool:
     """Tell whether a request has waited longer than its target: TTFT before its first token, TBT after it."""
     limit = engine.ttft_slo_s if requests.emitted[slot] == 0 else engine.tbt_slo_s
     return pending_s(requests, slot, engine.now_s) > limit
 
 
-@numba.njit(cache=True)
+@kernel
 def _urgencies(
     requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, exclude_violators: bool
 ) -> tuple[float, float, int, float]:
@@ -56,7 +56,7 @@ def _urgencies(
     return running, waiting, pressure, near_zero
 
 
-@numba.njit(cache=True)
+@kernel
 def _choose(
     requests: Requests,
     slots: Int64[Array, " n"],
@@ -107,7 +107,7 @@ def _choose(
     return choice
 
 
-@numba.njit(cache=True)
+@kernel
 def _prefill(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -141,7 +141,7 @@ def _prefill(
     return admitted
 
 
-@numba.njit(cache=True)
+@kernel
 def _force(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision, free: int) -> int:
     """Schedule the first request of the queue by itself, evicting idle and then waiting caches; return 1 if that succeeds."""
     idle, end = counts.running + counts.waiting, counts.running + counts.waiting + counts.idle
@@ -166,7 +166,7 @@ def _force(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     return 1
 
 
-@numba.njit(cache=True)
+@kernel
 def _decode(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -216,7 +216,7 @@ def _decode(
     return scheduled
 
 
-@numba.njit(cache=True)
+@kernel
 def compose(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -246,7 +246,7 @@ def compose(
     return 0
 
 
-@numba.njit(cache=True)
+@kernel
 def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
     """Compose the next step as Apt-Serve does: prefills only or decodes only, selected by pending time per block.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.policies import POLICIES, apt_serve, vllm_chunked
 from optsched.batching.state import Counts, Decision, Engine, Requests
+from optsched.compiled import kernel
 
 Array = np.ndarray
 
@@ -15,7 +15,7 @@ _APT_SERVE = POLICIES["apt-serve"]
 _apt_serve, _vllm_chunked = apt_serve.decide, vllm_chunked.decide
 
 
-@numba.njit(cache=True)
+@kernel
 def decide(policy: int, requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
     """Compose the next step by the policy of that id, see `optsched.batching.policies.policy_id`.
 

@@ -8,18 +8,18 @@ vLLM's cached free blocks, which it hands out in least-recently-used order.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.blocks import blocks_for
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests
+from optsched.compiled import kernel
 
 Array = np.ndarray
 
 
-@numba.njit(cache=True)
+@kernel
 def _growth(requests: Requests, slot: int, tokens: int, engine: Engine) -> int:
     """Return the blocks that a request lacks to compute so many tokens more."""
     kind = requests.cache[slot] if requests.context[slot] > 0 else KV
@@ -27,13 +27,13 @@ def _growth(requests: Requests, slot: int, tokens: int, engine: Engine) -> int:
     return int(max(0, needed - requests.blocks[slot]))
 
 
-@numba.njit(cache=True)
+@kernel
 def _take(requests: Requests, slot: int, tokens: int, decision: Decision) -> None:
     decision.tokens[slot] = tokens
     decision.cache[slot] = requests.cache[slot] if requests.context[slot] > 0 else KV
 
 
-@numba.njit(cache=True)
+@kernel
 def _continue_running(
     requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision
 ) -> tuple[int, int, int, int, bool]:
@@ -72,7 +72,7 @@ def _continue_running(
     return scheduled, budget, free, idle, ran_out
 
 
-@numba.njit(cache=True)
+@kernel
 def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
     """Compose the next step as vLLM does, KV cache only.
 

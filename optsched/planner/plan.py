@@ -19,9 +19,9 @@ from optsched.domain.scenario import Objective, PlacementPolicyName, Scenario
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, OptschedError, PlanError, SpecError
 from optsched.files import canonical_sha256
-from optsched.placement.certificate import certify, lower_bound_of
 from optsched.placement.policies import parameter_names
 from optsched.planner.candidates import fleets
+from optsched.planner.certify import bound_of, certify
 from optsched.planner.replicas import make_links, make_replicas, standalone_reference
 from optsched.simulator.simulate import simulate
 from optsched.traces.loading import describe_workload, load_workload
@@ -173,7 +173,7 @@ def _refuse_over_limits(scenario: Scenario, draft: Plan) -> None:
 def _most_promising(drafts: Sequence[Plan], workload: Workload, scenario: Scenario) -> tuple[list[Plan], float]:
     """Return at most `MAX_SIMULATED` drafts in order of their bounds, and the least bound of all."""
     objective = scenario.objective.minimise[0]
-    bounds = [lower_bound_of(draft, workload, objective) for draft in drafts]
+    bounds = [bound_of(draft, workload, objective) for draft in drafts]
     order = np.argsort(bounds, kind="stable")[:MAX_SIMULATED]
     return [drafts[index] for index in order], float(min(bounds))
 

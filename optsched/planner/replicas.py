@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from optsched import catalog
 from optsched.cost.memory import kv_token_budget
-from optsched.cost.tables import step_law
+from optsched.cost.tables import origin, step_law
 from optsched.domain.hardware import Tier
 from optsched.domain.llm import Llm
 from optsched.domain.plan import PlanLink, PlanReplica, Standalone
@@ -27,7 +27,7 @@ def smallest_tp(llm: Llm, gpu: str, limit: int) -> int:
         try:
             kv_token_budget(llm, tier, tp=tp)
         except InfeasibleError:
-            if 2 * tp > limit or llm.num_kv_heads % (2 * tp):
+            if 2 * tp > limit or llm.num_heads % (2 * tp):
                 raise
             tp *= 2
         else:
@@ -45,7 +45,6 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
     gpu = catalog.gpu(entry.gpu)
     tier = Tier(gpu, entry.power_cap_w or gpu.datasheet.power_w)
     link = catalog.link(gpu.datasheet.interconnect)
-    fitted = any(found.llm == llm.name and found.tp == entry.tp for found in gpu.step_laws)
     return PlanReplica(
         id=identifier,
         llm=llm.name,
@@ -54,10 +53,10 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
         role=entry.role,
         tp=entry.tp,
         pp=entry.pp,
-        kv_blocks=kv_token_budget(llm, tier, tp=entry.tp, pp=entry.pp) // block_tokens,
+        kv_blocks=kv_token_budget(llm, tier, tp=entry.tp, pp=entry.pp, block_tokens=block_tokens) // block_tokens,
         max_batched_tokens=entry.max_batched_tokens,
         coefficients=step_law(llm, tier, tp=entry.tp, pp=entry.pp, link=link),
-        origin="fitted" if fitted else gpu.efficiency.origin,
+        origin=origin(gpu, llm, entry.tp, entry.pp),
         host="this machine" if gpu.shared_host else None,
         usd_per_hour=gpu.price.usd_per_hour * entry.tp * entry.pp,
     )

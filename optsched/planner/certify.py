@@ -1,0 +1,58 @@
+"""Put a plan before the placement referee: the problem it solves, a proven bound, and the certificate."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int64
+
+from optsched.domain.plan import Certificate, Plan
+from optsched.domain.scenario import Objective
+from optsched.domain.workload import Workload
+from optsched.placement.bound import lower_bound
+from optsched.placement.problem import Goal, PlacementPlan, PlacementProblem
+from optsched.placement.solve import certificate
+
+Array = np.ndarray
+_GOAL: dict[Objective, Goal] = {
+    "energy": "energy", "ttfet": "ttfet", "slo_misses": "slo_misses", "cost": "cost", "gpus": "cost",
+}  # fmt: skip
+
+
+def problem_of(plan: Plan, workload: Workload, objective: Objective) -> PlacementProblem:
+    """Return the placement problem on a plan's replicas (their number is given, so ``gpus`` means their price)."""
+    return PlacementProblem(
+        workload=workload,
+        replicas=plan.replicas,
+        links=plan.links,
+        kv_bytes_per_token=plan.llms[0].shape.kv_bytes_per_token,
+        objective=_GOAL[objective],
+        block_tokens=plan.engine.block_tokens,
+        max_batched_tokens=plan.engine.max_batched_tokens,
+        slo=plan.slo,
+    )
+
+
+def bound_of(plan: Plan, workload: Workload, objective: Objective) -> float:
+    """Return a proven lower bound on the objective of every placement on a plan's replicas."""
+    return lower_bound(problem_of(plan, workload, objective)).value
+
+
+def certify(
+    plan: Plan, workload: Workload, prefill: Int64[Array, " C"], decode: Int64[Array, " C"], objective: Objective, bound: float
+) -> Certificate:
+    """Return the certificate of a placement.
+
+    Parameters
+    ----------
+    plan, workload, objective
+        The problem.
+    prefill, decode
+        Replica indices of every conversation.
+    bound
+        A lower bound over all fleets that were considered; the certificate claims no more than it.
+    """
+    found = certificate(problem_of(plan, workload, objective), PlacementPlan.of(prefill, decode))
+    if bound >= found.bound:
+        return found
+    gap = (found.value - bound) / found.value if found.value > 0 else 0.0
+    return found.replace(bound=bound, gap=max(0.0, gap), status="OPTIMAL" if gap <= 1e-9 else "FEASIBLE")

@@ -1,0 +1,215 @@
+"""The engine of one replica: schedule -> run -> postprocess, on the same arrays and policies as the simulator's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int64
+
+from optsched.batching.policies import policy_id
+from optsched.batching.policies.dispatch import decide
+from optsched.batching.state import HIDDEN, KV, Counts, Engine
+from optsched.runtime.attention import Batch
+from optsched.runtime.cache import BlockPool
+from optsched.runtime.messages import Incident, Limits, Prefilled, Receive, StartTurn, TurnEnded
+from optsched.runtime.model.transformer import Transformer
+from optsched.runtime.prompts import prompt_tokens
+from optsched.runtime.recorder import Clock, Recorder
+from optsched.runtime.slots import Slots
+from optsched.runtime.step import step
+
+Array = np.ndarray
+
+
+class Replica:
+    """One copy of an llm with its cache pool and its queue.
+
+    Parameters
+    ----------
+    index
+        Its index in the plan.
+    model, pool, limits
+        What it computes with, where it caches, and how it batches.
+    seed
+        Seed of the prompts.
+    clock, recorder
+        What it reads the time from, and where it notes what it did.
+    """
+
+    def __init__(
+        self, index: int, model: Transformer, pool: BlockPool, limits: Limits, seed: int, clock: Clock, recorder: Recorder
+    ) -> None:
+        self.index, self.model, self.pool, self.limits, self.seed = index, model, pool, limits, seed
+        self.clock, self.recorder = clock, recorder
+        self.slots = Slots(pool.num_blocks)
+        self.running: list[int] = []
+        self.waiting: list[int] = []
+        self.idle: list[int] = []
+        self._policy = policy_id(limits.policy)
+        hidden = model.llm.hidden_ratio
+        self._hidden_ratio = float(hidden) if hidden < 1 else 0.0
+        self._per_block = np.array([pool.block_tokens, max(pool.hidden_tokens, 1), pool.block_tokens])  # by kind of cache
+
+    # --- what arrives and leaves
+
+    def start_turn(self, turn: StartTurn) -> None:
+        """Queue a turn: of a new conversation, or of one that is idle here."""
+        prompt = prompt_tokens(self.seed, turn.conversation, turn.number, turn.new_tokens, self.model.llm.vocab_size)
+        if turn.number == 0:
+            slot = self.slots.open(turn, prompt)
+        else:
+            slot = self.slots.slot_of[turn.conversation]
+            self.idle.remove(slot)
+            self.slots.next_turn(slot, turn, prompt)
+        self.waiting.append(slot)
+
+    def stay(self, conversation: int) -> None:
+        """Let a prefilled conversation that was held back decode here."""
+        slot = self.slots.slot_of[conversation]
+        (self.idle if self.slots.is_over(slot) else self.running).append(slot)
+
+    def blocks_of(self, conversation: int) -> Int64[Array, " b"]:
+        """Return the blocks that hold a conversation's cache."""
+        return self.slots.tables.blocks(self.slots.slot_of[conversation])
+
+    def forget(self, conversation: int) -> None:
+        """Free everything that a conversation held here."""
+        self.slots.close(self.slots.slot_of[conversation])
+
+    def expect(self, handover: Receive) -> bool:
+        """Set blocks aside for a cache that is handed over; False while the pool has no room for it."""
+        needed = -(-handover.context // int(self._per_block[handover.cache]))
+        if needed > self.slots.tables.num_free:
+            return False
+        turn = handover.first
+        prompt = prompt_tokens(self.seed, turn.conversation, turn.number, turn.new_tokens, self.model.llm.vocab_size)
+        self.slots.adopt(handover, prompt, needed)
+        return True
+
+    def land(self, conversation: int) -> None:
+        """Queue a conversation whose cache has arrived."""
+        slot = self.slots.slot_of[conversation]
+        (self.idle if self.slots.is_over(slot) else self.waiting).append(slot)
+
+    # --- a step
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is running or waiting."""
+        return bool(self.running or self.waiting)
+
+    def step(self, start_s: float, count_busy: Callable[[], int]) -> bool:
+        """Execute one step; False if the policy schedules nothing.
+
+        Parameters
+        ----------
+        start_s
+            When the time that this step is charged with began.
+        count_busy
+            Returns how many replicas of the host are in a step, this one included.
+        """
+        scheduled = self._schedule(start_s)
+        if not len(scheduled):
+            return False
+        busy = count_busy()
+        batch, row = self._compose(scheduled)
+        following = step(self.model, self.pool, batch)
+        end_s = self.clock.now()
+        self._postprocess(scheduled, batch, following, start_s, end_s)
+        self.recorder.step((self.index, start_s, end_s, *row, busy))
+        return True
+
+    def _schedule(self, now_s: float) -> Int64[Array, " n"]:
+        """Ask the policy, apply its evictions, and return the scheduled slots in queue order."""
+        order = self.running + self.waiting + self.idle
+        if not self.has_work:
+            return np.zeros(0, np.int64)
+        queue, requests, decision = np.array(order, dtype=np.int64), self.slots.requests, self.slots.decision
+        counts = Counts(len(self.running), len(self.waiting), len(self.idle))
+        decide(self._policy, requests, queue, counts, self._engine(now_s), decision)
+        evicted = queue[decision.evict[queue] == 1]
+        if len(evicted):
+            self._evict(evicted.tolist(), now_s)
+        queue = np.array(self.running + self.waiting, dtype=np.int64)
+        scheduled = queue[decision.tokens[queue] > 0]
+        admitted = decision.tokens[queue[len(self.running) :]] > 0
+        if admitted.any():
+            self.running += [slot for slot, now in zip(self.waiting, admitted, strict=True) if now]
+            self.waiting = [slot for slot, now in zip(self.waiting, admitted, strict=True) if not now]
+        return scheduled
+
+    def _engine(self, now_s: float) -> Engine:
+        limits = self.limits
+        return Engine(
+            now_s, self.slots.tables.num_free, self.pool.num_blocks, limits.block_tokens, limits.watermark_blocks,
+            limits.max_batched_tokens, limits.max_sequences, self._hidden_ratio, limits.rho_s_per_block,
+            limits.ttft_slo_s, limits.tbt_slo_s,
+        )  # fmt: skip
+
+    def _evict(self, evicted: list[int], now_s: float) -> None:
+        preempted = [slot for slot in self.running if slot in evicted]
+        for slot in evicted:
+            kind = "preempted" if slot in preempted else "evicted"
+            self.recorder.news.append(Incident(now_s, kind, int(self.slots.conversation[slot])))  # type: ignore[arg-type]
+            self.slots.drop_cache(slot)
+        self.running = [slot for slot in self.running if slot not in preempted]
+        self.waiting = preempted + self.waiting
+
+    def _compose(self, scheduled: Int64[Array, " n"]) -> tuple[Batch, tuple[float, ...]]:
+        """Grow the caches and lay out the batch; with it the step's totals in the order of `Steps`."""
+        slots, requests, decision = self.slots, self.slots.requests, self.slots.decision
+        new, context = decision.tokens[scheduled], requests.context[scheduled]
+        fresh = scheduled[context == 0]
+        requests.cache[fresh] = np.where(slots.hidden[fresh], HIDDEN, decision.cache[fresh])
+        cache = requests.cache[scheduled]
+        needed = -(-(context + new) // self._per_block[cache])
+        slots.tables.grow(scheduled, needed)
+        requests.blocks[scheduled] = needed
+        decode = (requests.emitted[scheduled] > 0) & (requests.new_tokens[scheduled] == 1) & (context > 0)
+        pairs = float((new * (context + 0.5 * new))[~decode].sum())
+        totals = (
+            int(new[~decode].sum()), pairs, len(scheduled), int(decode.sum()),
+            int(context[decode & (cache == KV)].sum()), int(context[cache == HIDDEN].sum()),
+        )  # fmt: skip
+        emits = requests.new_tokens[scheduled] == new
+        tokens = slots.known_tokens(scheduled, context, new)
+        return Batch(tokens, new, context, cache, slots.tables.table[scheduled], emits), totals
+
+    def _postprocess(
+        self, scheduled: Int64[Array, " n"], batch: Batch, following: Int64[Array, " n"], start_s: float, end_s: float
+    ) -> None:
+        """Advance the requests by what was computed, and let those that ended a prefill, a turn or a conversation leave."""
+        slots, requests = self.slots, self.slots.requests
+        for slot in scheduled[~slots.started[scheduled]]:
+            slots.started[slot] = True
+            self.recorder.started(int(slots.turn[slot]), start_s)
+        requests.context[scheduled] += batch.new
+        requests.new_tokens[scheduled] -= batch.new
+        emitters, tokens = scheduled[batch.emits], following[batch.emits]
+        self.recorder.tokens(slots.turn[emitters], requests.emitted[emitters], tokens, end_s)
+        slots.append(emitters, tokens)
+        requests.emitted[emitters] += 1
+        requests.last_token_s[emitters] = end_s
+        requests.new_tokens[emitters] = 1
+        emitted = requests.emitted[emitters]
+        over = emitted == slots.output_tokens[emitters]
+        prefilled = (emitted == 1) & (slots.number[emitters] == 0)
+        for position in np.flatnonzero(over | prefilled):
+            self._leave(int(emitters[position]), int(tokens[position]), bool(prefilled[position]), bool(over[position]), end_s)
+
+    def _leave(self, slot: int, token: int, prefilled: bool, over: bool, end_s: float) -> None:
+        slots, requests, news = self.slots, self.slots.requests, self.recorder.news
+        conversation, ended = int(slots.conversation[slot]), over and bool(slots.last[slot])
+        if prefilled:
+            cache, context = int(requests.cache[slot]), int(requests.context[slot])
+            news.append(Prefilled(conversation, end_s, cache, context, token, ended))
+        if over:
+            news.append(TurnEnded(conversation, int(slots.turn[slot]), end_s))
+        held_back = prefilled and not slots.stays[slot]
+        if over or held_back:
+            self.running.remove(slot)
+        if ended:
+            slots.close(slot)
+        elif over and not held_back:
+            self.idle.append(slot)

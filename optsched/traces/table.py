@@ -25,6 +25,7 @@ import numpy as np
 from optsched.domain.workload import Workload
 from optsched.errors import SpecError
 from optsched.files import write_atomically
+from optsched.seal import opened, sealed
 
 if TYPE_CHECKING:
     import polars
@@ -62,7 +63,7 @@ def write_parquet(workload: Workload, path: Path | str) -> None:
         frame = frame.with_columns(pl.lit(None, pl.Float64).alias("arrival_s"))
     content = io.BytesIO()
     frame.select(COLUMNS).write_parquet(content, compression="zstd")
-    write_atomically(path, content.getvalue())
+    write_atomically(path, sealed(content.getvalue()))
 
 
 def _prefix_lists(workload: Workload) -> polars.Series:
@@ -80,6 +81,8 @@ def _prefix_lists(workload: Workload) -> polars.Series:
 
 def read_parquet(path: Path | str) -> Workload:
     """Read a workload.
+
+    A file written by `write_parquet` is sealed: any damage is noticed. A damaged file of another writer usually is too.
 
     Raises
     ------
@@ -115,10 +118,9 @@ def _frame(path: Path) -> polars.DataFrame:
     """Return the file's columns in the schema's types, null times as NaN."""
     import polars as pl
 
-    if not path.is_file():
-        raise SpecError("no such file; check the path", file=path)
+    content = opened(path)
     try:
-        frame = pl.read_parquet(path, use_statistics=False, hive_partitioning=False, glob=False)
+        frame = pl.read_parquet(io.BytesIO(content), use_statistics=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SpecError(f"not a readable Parquet file ({reason}); was it cut short?", file=path) from error

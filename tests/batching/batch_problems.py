@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from hypothesis import strategies as st
 
-from optsched.batching.problem import BatchPlan, BatchProblem
+from optsched.batching.problem import BatchProblem
 
 
 @st.composite
@@ -39,5 +39,13 @@ def problems(draw: st.DrawFn, max_requests: int = 7, rows: bool | None = False) 
 
 def best_by_enumeration(problem: BatchProblem) -> float:
     """Return the value of the best of all 3^n plans."""
-    plans = (BatchPlan(np.array(choice, np.int8)) for choice in itertools.product(range(3), repeat=problem.num_requests))
-    return max(plan.value(problem) for plan in plans if not plan.violations(problem))
+    num = problem.num_requests
+    plans = np.array(list(itertools.product(range(3), repeat=num)), np.int64).reshape(3**num, num)
+    hidden, kv = plans == 1, plans == 2
+    fits = hidden @ problem.hidden_blocks + kv @ problem.kv_blocks <= problem.memory_blocks
+    if problem.tokens is not None and problem.token_budget is not None:
+        fits &= (plans > 0) @ problem.tokens <= problem.token_budget
+    if problem.max_sequences is not None:
+        fits &= (plans > 0).sum(axis=1) <= problem.max_sequences
+    value = hidden @ (problem.pending_s - problem.hidden_penalty_s) + kv @ problem.pending_s
+    return float(value[fits].max())

@@ -54,7 +54,7 @@ def large_problem(seed: int, num: int, memory_share: float, rows: bool = False) 
     )
 
 
-@given(problem=problems(max_requests=6, rows=None))
+@given(problem=problems(max_requests=8, rows=None))
 def test_the_exact_value_is_the_best_of_all_plans(problem: BatchProblem) -> None:
     answer = checked(problem, "exact")
     assert answer.status is Status.OPTIMAL

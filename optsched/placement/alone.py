@@ -22,8 +22,8 @@ class Alone:
 
     Attributes
     ----------
-    pairs
-        One (prefill, decode) pair of every kind.
+    kind_of_pair
+        Row of each allowed (prefill, decode) pair in the arrays below.
     prefill_s
         First turn's prefill.
     ttfet_s, e2e_s
@@ -41,7 +41,7 @@ class Alone:
         Least over the replicas of each turn's prefill and decode.
     """
 
-    pairs: tuple[tuple[int, int], ...]
+    kind_of_pair: dict[tuple[int, int], int]
     prefill_s: Float64[Array, "Q C"]
     ttfet_s: Float64[Array, "Q C"]
     e2e_s: Float64[Array, "Q C"]
@@ -153,17 +153,20 @@ def alone(problem: PlacementProblem) -> Alone:
     kind_of = [found.setdefault((r.coefficients, problem.chunks[i], r.kv_blocks), i) for i, r in enumerate(problem.replicas)]
     kinds = {index: _kind(problem, tables, index) for index in sorted(set(kind_of))}
     pairs: dict[tuple[object, ...], tuple[int, int]] = {}
+    kind_of_pair: dict[tuple[int, int], int] = {}
     for p, d in problem.pairs:
         link = None if p == d else problem.link_of[p, d]
         cost = None if link is None else (link.latency_s, link.bytes_per_s, link.joules_per_byte)
-        pairs.setdefault((kind_of[p], kind_of[d], cost), (p, d))
+        key = (kind_of[p], kind_of[d], cost)
+        pairs.setdefault(key, (p, d))
+        kind_of_pair[p, d] = list(pairs).index(key)
     columns = [_pair(problem, tables, p, d, kinds[kind_of[p]], kinds[kind_of[d]]) for p, d in pairs.values()]
     decoders = sorted({kind_of[d] for _, d in problem.pairs})
     prefill_s, ttfet_s, e2e_s, hold_s, last_hold_s, energy_j, *work = (
         np.stack([column[k] for column in columns]) for k in range(10)
     )
     return Alone(
-        pairs=tuple(pairs.values()),
+        kind_of_pair=kind_of_pair,
         prefill_s=prefill_s,
         ttfet_s=ttfet_s,
         e2e_s=e2e_s,

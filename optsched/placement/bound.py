@@ -182,7 +182,7 @@ def _lone_steps_j(problem: PlacementProblem) -> float:
 
 
 def _misses(problem: PlacementProblem, least: Alone) -> dict[str, float]:
-    certain = _certain(problem, least)
+    certain = certain_misses(problem, least)
     components = {"certain": float(certain.sum())}
     slo, standalone = problem.slo, problem.standalone
     if slo is None or standalone is None:
@@ -192,12 +192,12 @@ def _misses(problem: PlacementProblem, least: Alone) -> dict[str, float]:
     cases = [("TTFET", slo.ttfet, standalone.ttfet_s, False), ("E2E", slo.e2e, standalone.e2e_s, True)]
     for name, target, reference, whole in cases:
         if target is not None:
-            due = arrival + _limit(target, reference)
+            due = arrival + target_limit(target, reference)
             for load in _loads(problem, least, whole=whole):
                 components[f"{name}: {load.name}"] = _late(load, due - load.after_s, rest, certain)
     if slo.ttft is not None:
         load = _loads(problem, least, whole=False)[0]
-        components["TTFT: prefill work"] = _late(load, arrival + _limit(slo.ttft, standalone.ttft_s)[first], rest, certain)
+        components["TTFT: prefill work"] = _late(load, arrival + target_limit(slo.ttft, standalone.ttft_s)[first], rest, certain)
     return components
 
 
@@ -208,14 +208,15 @@ def _late(load: Load, due: Float64[Array, " C"], rest: Bool[Array, " C"], certai
     return float(certain.sum() + late)
 
 
-def _limit(target: LatencyTarget, reference: Float64[Array, " n"]) -> Float64[Array, " n"]:
+def target_limit(target: LatencyTarget, reference: Float64[Array, " n"]) -> Float64[Array, " n"]:
+    """Return the limit of a target in seconds; infinite where the reference does not exist."""
     if target.seconds is not None:
         return np.full(len(reference), target.seconds)
     factor = np.inf if target.standalone_factor is None else target.standalone_factor
     return np.where(np.isfinite(reference), np.nan_to_num(reference) * factor, np.inf)
 
 
-def _certain(problem: PlacementProblem, least: Alone) -> Bool[Array, " C"]:
+def certain_misses(problem: PlacementProblem, least: Alone) -> Bool[Array, " C"]:
     """Tell which conversations miss a target even with nothing else running."""
     slo, standalone, workload = problem.slo, problem.standalone, problem.workload
     found = np.zeros(workload.num_conversations, bool)
@@ -236,6 +237,6 @@ def _certain(problem: PlacementProblem, least: Alone) -> Bool[Array, " C"]:
     ]
     for target, reference, latency in cases:
         if target is not None:
-            late = latency > _limit(target, reference) * (1 + SLACK)
+            late = latency > target_limit(target, reference) * (1 + SLACK)
             found |= np.maximum.reduceat(late, first) if latency is ttft or latency is tpot else late
     return found

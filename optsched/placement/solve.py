@@ -1,7 +1,64 @@
-"""Entry point: solve a placement problem, or certify a placement."""
+"""Entry point: solve a placement problem, or certify a placement however it was found."""
 
 from __future__ import annotations
 
-from optsched.placement.solved import Solved, certificate
+import time
+from typing import Literal
 
-__all__ = ["Solved", "certificate"]
+from optsched.errors import ProblemError
+from optsched.placement.bound import lower_bound
+from optsched.placement.evaluate import objective_of
+from optsched.placement.problem import PlacementProblem
+from optsched.placement.solved import Limit, Solved, certificate, is_proven
+
+__all__ = ["Solved", "certificate", "solve"]
+
+
+def solve(
+    problem: PlacementProblem,
+    method: Literal["exact", "greedy"] = "exact",
+    *,
+    time_limit_s: float = 60.0,
+    solver: Literal["highs", "cbc"] = "highs",
+    seed: int = 0,
+) -> Solved:
+    """Solve a placement problem.
+
+    Parameters
+    ----------
+    problem
+        What to solve.
+    method
+        ``exact`` proves the optimum of small problems, given time; ``greedy`` answers any size with a bound.
+    time_limit_s
+        When to stop with the best placement so far.
+    solver
+        ``highs`` or ``cbc``, for ``exact``.
+    seed
+        Of the local search.
+
+    Raises
+    ------
+    ProblemError
+        If the method is unknown or the time limit is not positive.
+    SolverUnavailableError
+        If the solver is not installed.
+    """
+    if method not in ("exact", "greedy"):
+        raise ProblemError(f"method {method!r} is unknown; choose exact or greedy")
+    if not time_limit_s > 0:
+        raise ProblemError(f"time_limit_s {time_limit_s:g} must be positive; give it some seconds")
+    if method == "exact":
+        from optsched.placement.exact import exact  # pulp is slow to import
+
+        return exact(problem, time_limit_s=time_limit_s, solver=solver, seed=seed)
+    from optsched.placement.greedy import greedy
+
+    start_s = time.perf_counter()
+    plan = greedy(problem, time_limit_s=time_limit_s, seed=seed)
+    value = objective_of(problem, plan)
+    bound = min(lower_bound(problem).value, value)
+    proven = is_proven(value, bound)
+    runtime_s = time.perf_counter() - start_s
+    hit: Limit = "time" if runtime_s >= time_limit_s and not proven else "none"
+    return Solved(plan, "OPTIMAL" if proven else "FEASIBLE", value, bound, hit, "greedy", runtime_s, seed)

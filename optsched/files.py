@@ -161,6 +161,8 @@ def write_atomically(path: Path | str, content: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
+            os.umask(mask := os.umask(0))
+            Path(temporary).chmod(0o666 & ~mask)  # mkstemp's own mode is for its owner alone
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

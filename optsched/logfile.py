@@ -18,6 +18,7 @@ from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.errors import SpecError
 from optsched.files import dump, open_envelope, validate, write_atomically
+from optsched.seal import opened, sealed
 
 if TYPE_CHECKING:
     import polars
@@ -82,7 +83,7 @@ def save_log(log: ExecutionLog, workload: Workload, path: Path | str, plan: Plan
     }  # fmt: skip
     buffer = io.BytesIO()
     pl.concat(frames, how="diagonal").write_parquet(buffer, metadata={"optsched": json.dumps(facts)})
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, sealed(buffer.getvalue()))
 
 
 def load_log(path: Path | str) -> tuple[ExecutionLog, Plan | None]:
@@ -96,11 +97,10 @@ def load_log(path: Path | str) -> tuple[ExecutionLog, Plan | None]:
     import polars as pl
 
     path = Path(path)
-    if not path.is_file():
-        raise SpecError("no such file; check the path", file=path)
+    content = opened(path)
     try:
-        facts = json.loads(pl.read_parquet_metadata(path)["optsched"])
-        table = pl.read_parquet(path)
+        facts = json.loads(pl.read_parquet_metadata(io.BytesIO(content))["optsched"])
+        table = pl.read_parquet(io.BytesIO(content))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise SpecError("not a readable Parquet file; is it truncated?", file=path) from error
     except (KeyError, ValueError) as error:

@@ -193,7 +193,9 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(case, tmp_path, monk
     monkeypatch.setenv("OPTSCHED_MODELS", str(tmp_path / "models"))
     case.write(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    arguments = [*case.arguments, "--out", "out.json"] if case.arguments[0] == "plan" and len(case.arguments) > 1 else case.arguments
+    arguments = (
+        [*case.arguments, "--out", "out.json"] if case.arguments[0] == "plan" and len(case.arguments) > 1 else case.arguments
+    )
     assert run(arguments) == case.code
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -210,5 +212,8 @@ def test_the_table_has_at_least_forty_cases():
 
 
 def test_an_unwritable_out_is_one_line(tmp_path, capsys):
-    assert run(["trace", "synthesise", "swe-agent-quickstart", "--conversations", "2", "--out", str(tmp_path / "no" / "w.parquet")]) == 1
+    assert (
+        run(["trace", "synthesise", "swe-agent-quickstart", "--conversations", "2", "--out", str(tmp_path / "no" / "w.parquet")])
+        == 1
+    )
     assert "choose another --out" in capsys.readouterr().err

@@ -99,26 +99,27 @@ class Replica:
         """Whether any request is running or waiting."""
         return bool(self.running or self.waiting)
 
-    def step(self, start_s: float, count_busy: Callable[[], int]) -> bool:
-        """Execute one step; False if the policy schedules nothing.
+    def step(self, start_s: float, count_busy: Callable[[], int]) -> float | None:
+        """Execute one step and return when its tokens were out; None if the policy schedules nothing.
 
         Parameters
         ----------
         start_s
-            When the time that this step is charged with began.
+            When the time that this step is charged with began: the end of the step before, if there was no pause.
         count_busy
             Returns how many replicas of the host are in a step, this one included.
         """
-        scheduled = self._schedule(start_s)
+        now_s = self.clock.now()
+        scheduled = self._schedule(now_s)
         if not len(scheduled):
-            return False
+            return None
         busy = count_busy()
         batch, row = self._compose(scheduled)
         following = step(self.model, self.pool, batch)
         end_s = self.clock.now()
-        self._postprocess(scheduled, batch, following, start_s, end_s)
+        self._postprocess(scheduled, batch, following, now_s, end_s)
         self.recorder.step((self.index, start_s, end_s, *row, busy))
-        return True
+        return end_s
 
     def _schedule(self, now_s: float) -> Int64[Array, " n"]:
         """Ask the policy, apply its evictions, and return the scheduled slots in queue order."""

@@ -111,17 +111,17 @@ class Worker:
         warm_up(self._replica, self._setup)
         self._recorder.report()
         self._connection.send(Ready())
-        while True:
-            start_s = self._clock.now()
-            if not self._listen():
-                return
+        start_s: float | None = None
+        while self._listen():
             self._move_caches()
             self._busy[self._setup.index] = 1
-            if self._replica.step(start_s, self._count_busy):
-                self._report(self._clock.now(), bool(self._recorder.news))
+            # A step is charged with everything since the one before it: bookkeeping, reports and messages too.
+            start_s = self._replica.step(self._clock.now() if start_s is None else start_s, self._count_busy)
+            if start_s is not None:
+                self._report(start_s, bool(self._recorder.news))
                 continue
             self._busy[self._setup.index] = 0
-            self._report(start_s, not self._recorder.empty)
+            self._report(self._clock.now(), not self._recorder.empty)
             patience = _RETRY_S if self._replica.has_work else None
             wait([self._connection, self._exchange.wake_fd], patience)
 
@@ -196,5 +196,5 @@ def warm_up(replica: Replica, setup: Setup) -> None:
         for conversation, length in enumerate((long, max(1, long // 8), 1)):
             replica.start_turn(StartTurn(conversation, conversation, 0, 0.0, length, 3, last=True, hidden=hidden))
         while replica.has_work:
-            if not replica.step(replica.clock.now(), lambda: 1) or time.monotonic() - start_s > 60.0:
+            if replica.step(replica.clock.now(), lambda: 1) is None or time.monotonic() - start_s > 60.0:
                 raise WorkerError(f"a pool of {setup.kv_blocks} cache blocks is too small to start with; plan more kv_blocks")

@@ -103,10 +103,11 @@ def test_a_folder_without_weights_is_refused(tmp_path) -> None:
     [
         (
             {"family": "mixtral", "moe": {"num_experts": 4, "experts_per_token": 2, "expert_size": 16}},
-            "family 'mixtral'; it runs: opt",
+            "family mixtral; the workers run opt",
         ),
-        ({"sliding_window": 128}, "it has a sliding window"),
-        ({"dtype": "fp8"}, "with fp8 weights and fp8 caches"),
+        ({"sliding_window": 128}, "sliding-window attention. Simulate"),
+        ({"rope_scaling": "llama3"}, "llama3 scaling of rotary frequencies"),
+        ({"dtype": "fp8"}, "fp8 weights; the workers run fp32"),
         ({"kv_dtype": "fp8"}, "with fp32 weights and fp8 caches"),
         ({"head_dim": 7}, "an even head_dim"),
     ],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optsched.domain.llm import RUNNABLE_FAMILIES, Llm
+from optsched.domain.llm import Llm
 from optsched.errors import SpecError
 
 INITIAL_STD = 0.02  # what Hugging Face initialises linear layers and embeddings of these families with
@@ -70,17 +70,12 @@ def refuse_what_cannot_run(llm: Llm) -> None:
     SpecError
         Naming the first thing that it cannot do.
     """
-    if llm.family not in RUNNABLE_FAMILIES:
-        runnable = ", ".join(RUNNABLE_FAMILIES)
+    if reason := llm.runtime_refusal:
+        raise SpecError(f"the runtime cannot run {llm.name}: {reason}. Simulate the plan instead, or choose another llm.")
+    if llm.cache_dtype != llm.dtype:
         raise SpecError(
-            f"the runtime cannot run {llm.name} of family {llm.family!r}; it runs: {runnable}. Simulate the plan instead."
-        )
-    if llm.sliding_window is not None:
-        raise SpecError(f"the runtime cannot run {llm.name}: it has a sliding window. Simulate the plan instead.")
-    if llm.dtype not in _DTYPES or llm.cache_dtype != llm.dtype:
-        raise SpecError(
-            f"the runtime cannot run {llm.name} with {llm.dtype} weights and {llm.cache_dtype} caches; it runs fp32, bf16 "
-            "and fp16, caches alike. Choose another dtype, or simulate the plan instead."
+            f"the runtime cannot run {llm.name} with {llm.dtype} weights and {llm.cache_dtype} caches; it keeps caches in the type of "
+            "the weights. Leave kv_dtype out, or simulate the plan instead."
         )
     if not llm.learned_positions and (llm.rope_theta is None or llm.head_dim % 2):
         raise SpecError(f"{llm.name} needs rope_theta and an even head_dim for its rotary positions; add them to its spec")

@@ -1,0 +1,164 @@
+"""Real worker processes: few starts, since each takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from factories import TINY, make_plan, make_workload
+
+from optsched.domain.plan import PlanLlm
+from optsched.domain.scenario import EngineSpec
+from optsched.domain.workload import Workload
+from optsched.errors import InfeasibleError, PlanError, SpecError, WorkerError
+from optsched.runtime import execute
+from optsched.runtime.cluster import WorkerLostError, _Run, _setups
+from optsched.runtime.fleet import Fleet
+from optsched.runtime.model.transformer import Transformer
+from optsched.runtime.model.weights import random_weights
+from optsched.runtime.prompts import prompt_tokens
+from optsched.runtime.step import forward
+
+
+def assert_tokens_are_those_of_the_bare_llm(workload: Workload, token_id: np.ndarray, seed: int) -> None:
+    """Compare wherever the best token is clearly the best: batches round differently in float32."""
+    model = Transformer(TINY, random_weights(TINY, seed))
+    taken = 0
+    for conversation, turns in enumerate(workload):
+        known: list[int] = []
+        outputs: list[int] = []
+        for number, turn in enumerate(turns):
+            known += prompt_tokens(seed, conversation, number, int(workload.new_tokens[turn]), TINY.vocab_size).tolist()
+            outputs += range(len(known), len(known) + int(workload.output_tokens[turn]))
+            known += token_id[taken : taken + int(workload.output_tokens[turn])].tolist()
+            taken += int(workload.output_tokens[turn])
+        logits = forward(model, torch.tensor(known))[[i - 1 for i in outputs]]
+        top = logits.topk(2)
+        clear = top.values[:, 0] - top.values[:, 1] > 1e-4
+        assert clear.float().mean() > 0.8
+        assert torch.equal(top.indices[clear, 0], torch.tensor([known[i] for i in outputs])[clear])
+
+
+def test_disaggregated_conversations_are_handed_over_once_and_yield_the_bare_llms_tokens() -> None:
+    turns = [[(40, 6), (5, 4), (9, 3)], [(30, 1), (7, 2)], [(12, 1)], [(70, 9)], [(20, 2), (0, 3)], [(33, 5)]]
+    workload = make_workload(turns, [0.0, 0.0, 0.01, 0.02, 0.02, 0.05], gap_s=0.02)
+    plan = make_plan(["prefill", "decode", "decode"], host="local", engine=EngineSpec(max_batched_tokens=32, max_sequences=4))
+    with Fleet(_setups(plan, workload, 3, "cpu")) as fleet:
+        run = _Run(plan, workload, fleet, 3, "cpu")
+        log = run.to_the_end(60.0, None)
+    assert log.violations(workload) == []
+    assert log.origin == "observed"
+    assert log.dynamic_j is None
+    assert_tokens_are_those_of_the_bare_llm(workload, run.observed.token_id, 3)
+    first = workload.first_turn[:-1]
+    moved = [0, 1, 3, 4, 5]  # conversation 2 is over with its first token
+    assert sorted(log.transfers.conversation.tolist()) == moved
+    assert np.all(log.prefill_replica[first] == 0)
+    assert np.all(log.decode_replica[first][moved] > 0)
+    assert set(log.steps.replica.tolist()) == {0, 1, 2}
+    assert np.all(log.transfers.end_s > log.transfers.start_s)
+    order = np.argsort(log.transfers.conversation)
+    blocks = -(-workload.first_turn_tokens[moved] // 16)
+    assert np.array_equal(log.transfers.bytes[order], blocks * 16 * TINY.kv_bytes_per_token)
+    assert np.allclose(log.queue_s[first], log.start_s[first] - log.arrival_s[first])
+    assert np.all(log.admission_s[first][moved] >= 0)
+    later = workload.turn_in_conversation > 0
+    assert np.all(log.queue_s[later] == 0)
+    assert np.array_equal(log.prefill_replica[later], log.decode_replica[later])
+    assert log.steps.busy_replicas.min() >= 1
+    assert log.steps.busy_replicas.max() <= 3
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_dies_is_told_in_one_line_with_the_log_so_far_and_leaves_no_process() -> None:
+    workload = make_workload([[(20, 5)], [(20, 20000)]], [0.0, 0.0])
+    plan = make_plan(["mixed"], policy="collocated", kv_blocks=1300, engine=EngineSpec(max_batched_tokens=64, max_sequences=8))
+
+    def kill(ended: int, turns: int) -> None:
+        assert turns == 2
+        if ended:
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    with pytest.raises(WorkerLostError, match=r"worker 0 died \(exit code -9\); 1 of 2 conversations were not finished") as lost:
+        execute(plan, workload, progress=kill)
+    assert np.isfinite(lost.value.log.end_s).tolist() == [True, False]
+    assert lost.value.log.iterations > 0
+    assert multiprocessing.active_children() == []
+
+
+def test_an_interrupt_and_the_time_limit_leave_no_process() -> None:
+    workload = make_workload([[(20, 5)], [(20, 20000)]], [0.0, 0.0])
+    plan = make_plan(["mixed"], policy="collocated", kv_blocks=1300)
+    with pytest.raises(WorkerLostError, match=r"1 of 2 conversations were not finished after 0.3 s; raise the time limit"):
+        execute(plan, workload, time_limit_s=0.3)
+    assert multiprocessing.active_children() == []
+
+    def interrupt(ended: int, turns: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, workload, progress=interrupt)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_cannot_run_is_refused_before_any_process_starts() -> None:
+    workload = make_workload([[(100, 100)]], [0.0])
+    plan = make_plan(["mixed"], policy="collocated")
+    two = plan.replicas[0].replace(tp=2)
+    with pytest.raises(SpecError, match="replica 'r0' has tp 2 and pp 1; the runtime runs one GPU per replica"):
+        execute(plan.replace(replicas=(two,)), workload)
+    short = PlanLlm(name="tiny", shape=TINY.replace(max_positions=128))
+    with pytest.raises(SpecError, match=r"reaches 200 tokens; tiny has positions for 128. Shorten the workload"):
+        execute(plan.replace(llms=(short,)), workload)
+    windowed = PlanLlm(name="tiny", shape=TINY.replace(sliding_window=64))
+    with pytest.raises(SpecError, match="cannot run tiny: sliding-window attention"):
+        execute(plan.replace(llms=(windowed,)), workload)
+    small = make_plan(["prefill", "decode"], kv_blocks=12)
+    with pytest.raises(
+        InfeasibleError, match="Conversation 0 holds 200 tokens at its end; the largest decoder has KV cache for 192"
+    ):
+        execute(small, workload)
+    with pytest.raises(PlanError, match="none to prefill on"):
+        execute(make_plan(["decode"]), workload)
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path) -> None:
+    plan = make_plan(["mixed"], policy="collocated")
+    weights = plan.replace(llms=(PlanLlm(name="tiny", shape=TINY, weights=str(tmp_path)),))
+    with pytest.raises(WorkerError, match=r"worker 0 failed: .*no \*.safetensors files there.* while it started"):
+        execute(weights, make_workload([[(5, 5)]], [0.0]))
+    assert multiprocessing.active_children() == []
+
+
+_BLOCKED = """
+import sys
+
+ALLOWED = {"torch", "numpy", "numba", "pydantic", "jaxtyping"}
+BLOCKED = {
+    "polars", "jax", "equinox", "optimistix", "pulp", "highspy", "cvxpy", "scipy", "pint", "platformdirs", "rich", "cyclopts",
+    "safetensors", "gguf", "tokenizers", "ray", "matplotlib", "plotly", "transformers",
+}
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+
+sys.meta_path.insert(0, Block())
+import optsched.runtime.cluster, optsched.runtime.worker
+from optsched.runtime import execute
+print(sorted(name for name in sys.modules if name.partition(".")[0] == "optsched"))
+"""
+
+
+def test_the_runtime_imports_with_torch_numpy_numba_pydantic_and_jaxtyping_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", _BLOCKED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for layer in ("planner", "simulator", "capacity", "cost", "cli"):
+        assert f"optsched.{layer}" not in done.stdout

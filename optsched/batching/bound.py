@@ -75,7 +75,6 @@ def _break_density(
 
 def memory_price(problem: BatchProblem) -> float:
     """Return the optimal price of a block in the relaxation of the memory row alone, in O(n log n)."""
-    tokens = np.zeros(problem.num_requests, np.int64) if problem.tokens is None else problem.tokens
     budget = NO_LIMIT if problem.token_budget is None else problem.token_budget
     return float(
         _break_density(
@@ -83,7 +82,7 @@ def memory_price(problem: BatchProblem) -> float:
             problem.kv_blocks,
             problem.hidden_blocks,
             problem.hidden_penalty_s,
-            tokens,
+            problem.tokens_taken,
             problem.memory_blocks,
             budget,
         )
@@ -97,8 +96,9 @@ def _row_prices(problem: BatchProblem) -> Prices:
 
     offered, num = offers(problem), problem.num_requests
     values = np.concatenate([problem.pending_s - problem.hidden_penalty_s, problem.pending_s])
-    scale = max(float(problem.pending_s.max(initial=0.0)), np.finfo(float).tiny)
     upper = np.concatenate([offered.hidden, offered.kv]).astype(float)
+    values = np.where(upper > 0, values, 0.0)
+    scale = float(values.max()) or 1.0
     rows = [np.concatenate([problem.hidden_blocks, problem.kv_blocks])]
     limits: list[float] = [problem.memory_blocks]
     if problem.tokens is not None and problem.token_budget is not None:

@@ -27,15 +27,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pulp
 
 from optsched.batching.problem import SKIP, TAKE_HIDDEN, TAKE_KV, BatchPlan, BatchProblem
+from optsched.batching.solved import SolverName
 from optsched.errors import SolveError, SolverUnavailableError
 
-SolverName = Literal["highs", "cbc"]
 OBJECTIVE_SCALE = 1e3
 FEASIBILITY_TOLERANCE = 1e-9
 

@@ -101,6 +101,11 @@ class BatchProblem:
         return len(self.pending_s)
 
     @property
+    def tokens_taken(self) -> Int64[Array, " n"]:
+        """Tokens that each request takes; zeros without a budget."""
+        return _frozen(np.zeros(self.num_requests, np.int64)) if self.tokens is None else self.tokens
+
+    @property
     def has_rows(self) -> bool:
         """Whether there are limits besides memory."""
         return self.token_budget is not None or self.max_sequences is not None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from optsched.batching.problem import BatchPlan
+
+SolverName = Literal["highs", "cbc"]
 
 
 class Status(StrEnum):

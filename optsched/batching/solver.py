@@ -10,9 +10,8 @@ import numpy as np
 from optsched.batching.bound import upper_bound
 from optsched.batching.exact import solve_memory_row
 from optsched.batching.greedy import NO_LIMIT, select
-from optsched.batching.milp import SolverName, solve_milp
 from optsched.batching.problem import BatchPlan, BatchProblem
-from optsched.batching.solved import Solved, Status, relative_gap
+from optsched.batching.solved import Solved, SolverName, Status, relative_gap
 from optsched.errors import ProblemError, UnknownNameError
 
 Method = Literal["exact", "greedy", "greedy-fill", "milp", "lp"]
@@ -87,13 +86,12 @@ def solve(
 def greedy_plan(problem: BatchProblem, *, fill: bool, paper: bool = False) -> BatchPlan:
     """Return the greedy plan, with what is left filled up if `fill`."""
     choice = np.zeros(problem.num_requests, np.int8)
-    tokens = np.zeros(problem.num_requests, np.int64) if problem.tokens is None else problem.tokens
     select(
         problem.pending_s,
         problem.kv_blocks,
         problem.hidden_blocks,
         problem.hidden_penalty_s,
-        tokens,
+        problem.tokens_taken,
         problem.memory_blocks,
         NO_LIMIT if problem.token_budget is None else problem.token_budget,
         NO_LIMIT if problem.max_sequences is None else problem.max_sequences,
@@ -125,6 +123,8 @@ def _exact(problem: BatchProblem, solver: SolverName, time_limit_s: float | None
 
 
 def _milp(problem: BatchProblem, solver: SolverName, time_limit_s: float | None) -> Found:
+    from optsched.batching.milp import solve_milp
+
     answer = solve_milp(problem, solver, time_limit_s)
     if answer.plan is not None and answer.proven:
         return answer.plan, answer.plan.value(problem), None, solver

@@ -14,7 +14,7 @@ from optsched.batching.state import Counts, Decision, Engine, Requests
 
 def warm_up_solvers() -> None:
     """Compile the solvers, or load them from the cache, so that the next answer's runtime is that of solving."""
-    problem = BatchProblem([3.0, 2.0, 2.0], [5, 4, 3], [3, 2, 2], [0.5, 0.1, 0.0], 7)
+    problem = BatchProblem([3.0, 2.0, 2.0], [5, 4, 3], [3, 2, 2], [0.5, 0.1, 0.0], 6)
     solve_memory_row(problem, BatchPlan(np.zeros(3, np.int8)))
     greedy_plan(problem, fill=False)
 

@@ -254,3 +254,22 @@ def test_answers_are_immutable() -> None:
     assert replace(answer, seed=1).seed == 1
     with pytest.raises(AttributeError):
         answer.value = 2.0  # type: ignore[misc]
+
+
+def test_nothing_pending_is_worth_nothing_under_every_row() -> None:
+    problem = BatchProblem([0.0], [0], [0], [4.0], 0, max_sequences=0)
+    assert [checked(problem, method).value for method in METHODS] == [0.0] * 4
+
+
+def test_warming_up_leaves_no_kernel_to_compile() -> None:
+    from optsched.batching.core import expand
+    from optsched.batching.greedy import select
+    from optsched.batching.warm_up import warm_up_solvers
+
+    warm_up_solvers()
+    kernels = (expand, select)
+    before = [len(kernel.signatures) for kernel in kernels]  # type: ignore[attr-defined]
+    solve(large_problem(0, 100, 0.3))
+    solve(large_problem(0, 20, 0.3, rows=True))
+    assert min(before) > 0
+    assert [len(kernel.signatures) for kernel in kernels] == before  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from typing import Self
 from optsched.errors import WorkerError
 from optsched.runtime import worker
 from optsched.runtime.messages import Died, Failed, FromWorker, Ready, Setup, Stop, ToWorker, Zero
+from optsched.runtime.replica import compile_policies
 
 START_LIMIT_S = 300.0
 _GRACE_S = 5.0
@@ -45,6 +46,7 @@ class Fleet:
         WorkerError
             If one of them fails, dies or takes too long.
         """
+        compile_policies()
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="optsched-")
         busy = context.RawArray("b", len(self._setups))

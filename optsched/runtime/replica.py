@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from optsched.batching.policies import policy_id
 from optsched.batching.policies.dispatch import decide
-from optsched.batching.state import HIDDEN, KV, Counts, Engine
+from optsched.batching.state import HIDDEN, KV, Counts, Decision, Engine, Requests
 from optsched.runtime.attention import Batch
 from optsched.runtime.cache import BlockPool
 from optsched.runtime.messages import Incident, Limits, Prefilled, Receive, StartTurn, TurnEnded
@@ -20,6 +20,13 @@ from optsched.runtime.slots import Slots
 from optsched.runtime.step import step
 
 Array = np.ndarray
+
+
+def compile_policies() -> None:
+    """Compile the batching policies, or load them from numba's cache, before processes that need them all start to do so."""
+    requests, decision, empty = Requests.empty(1), Decision.empty(1), np.zeros(0, np.int64)
+    engine = Engine(0.0, 1, 1, 16, 0, 1, 1, 0.0, 0.0, 1.0, 1.0)
+    decide(0, requests, empty, Counts(0, 0, 0), engine, decision)
 
 
 class Replica:

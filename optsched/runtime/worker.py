@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import deque
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
@@ -191,10 +190,11 @@ def warm_up(replica: Replica, setup: Setup) -> None:
     room = (setup.kv_blocks // 4) * setup.limits.block_tokens
     long = max(1, min(budget + budget // 2, setup.llm.max_positions - 8, room - 8))
     kinds = (False, True) if setup.llm.hidden_ratio < 1 else (False,)
-    start_s = time.monotonic()
+    steps_left = 200 + 6 * long
     for hidden in kinds:
         for conversation, length in enumerate((long, max(1, long // 8), 1)):
             replica.start_turn(StartTurn(conversation, conversation, 0, 0.0, length, 3, last=True, hidden=hidden))
         while replica.has_work:
-            if replica.step(replica.clock.now(), lambda: 1) is None or time.monotonic() - start_s > 60.0:
+            steps_left -= 1
+            if replica.step(replica.clock.now(), lambda: 1) is None or not steps_left:
                 raise WorkerError(f"a pool of {setup.kv_blocks} cache blocks is too small to start with; plan more kv_blocks")

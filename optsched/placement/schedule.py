@@ -14,7 +14,8 @@ Rules, the whole of them:
 5. Once admitted, the cache moves in ``latency + bytes / bandwidth``; transfers do not slow each other. A conversation that
    ends with its first token is not admitted and does not move.
 6. A later turn arrives at the end of the turn before plus its gap.
-7. Events inside a step wait for its end. At equal times conversations go in the order of their index.
+7. Events inside a step wait for its end. What happens within a nanosecond happens at the same moment (the latest of them),
+   conversations in the order of their index: rounding decides nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ Array = np.ndarray
 
 FIRST, ADMIT, MOVED, LATER, OVER = 0, 1, 2, 3, 4
 NOBODY = -1
+MOMENT_S = 1e-9
 
 
 class Schedule(NamedTuple):
@@ -181,7 +183,7 @@ def _cut(laws: Laws, state: State, replica: int, now_s: float) -> None:
     if state.chunk[replica] > 0 or state.run[replica] <= 1 or state.boundary_s[replica] <= now_s:
         return
     count, cached, start = state.residents[replica], state.cached[replica], state.start_s[replica]
-    run = steps_until(laws, replica, count, cached, state.run[replica], now_s - start)
+    run = steps_until(laws, replica, count, cached, state.run[replica], now_s - start - MOMENT_S)
     state.run[replica] = run
     state.boundary_s[replica] = max(now_s, start + decode_run_s(laws, replica, count, cached, run))
 
@@ -314,6 +316,18 @@ def _empty_state(turns: Turns, pools: Pools, conversations: int, replicas: int) 
 
 
 @kernel
+def _take_due(events: list[tuple[float, int]], due: list[int], limit_s: float, now_s: float) -> float:
+    """Move the conversations whose events are due into `due`, in order of their index; return the latest of the times."""
+    due.clear()
+    while len(events) > 0 and events[0][0] <= limit_s:
+        time_s, conversation = heapq.heappop(events)
+        now_s = max(now_s, time_s)
+        due.append(conversation)
+    due.sort()
+    return now_s
+
+
+@kernel
 def place(
     laws: Laws, turns: Turns, pools: Pools, prefill: Int64[Array, " C"], decode: Int64[Array, " C"], count: int
 ) -> Schedule:
@@ -333,6 +347,7 @@ def place(
     out = _empty_schedule(count, turns.first_turn[count], replicas)
     jobs, waiting, joining = _empty_queues(count, replicas), _empty_queues(count, replicas), _empty_queues(count, replicas)
     events = [(turns.arrival_s[c], c) for c in range(count)]
+    due = [NOBODY]
     for c in range(count):
         out.turn_arrival_s[turns.first_turn[c]] = turns.arrival_s[c]
     while True:
@@ -341,21 +356,24 @@ def place(
             now_s = min(now_s, state.boundary_s[r])
         if now_s == np.inf:
             return out
+        limit_s = now_s + MOMENT_S
         for r in range(replicas):
-            if state.boundary_s[r] <= now_s:
+            if state.boundary_s[r] <= limit_s:
+                now_s = max(now_s, state.boundary_s[r])
                 _finish(turns, pools.need, decode, state, jobs, out, events, r)
-        while len(events) > 0 and events[0][0] <= now_s:
-            _, c = heapq.heappop(events)
-            r = _happen(turns, prefill, decode, state, jobs, waiting, joining, out, events, c, now_s)
-            if r != NOBODY and state.boundary_s[r] < np.inf:
-                _cut(laws, state, r, now_s)
-        for r in range(replicas):
-            if waiting.head[r] == NOBODY:
-                continue
-            if _admit(turns, pools, prefill, state, jobs, waiting, out, events, r, now_s) and state.boundary_s[r] < np.inf:
-                _cut(laws, state, r, now_s)
-        if len(events) > 0 and events[0][0] <= now_s:
-            continue  # caches that move in no time: let everything at this moment happen before steps start
+        while True:
+            now_s = _take_due(events, due, limit_s, now_s)
+            for c in due:
+                r = _happen(turns, prefill, decode, state, jobs, waiting, joining, out, events, c, now_s)
+                if r != NOBODY and state.boundary_s[r] < np.inf:
+                    _cut(laws, state, r, now_s)
+            for r in range(replicas):
+                if waiting.head[r] == NOBODY:
+                    continue
+                if _admit(turns, pools, prefill, state, jobs, waiting, out, events, r, now_s) and state.boundary_s[r] < np.inf:
+                    _cut(laws, state, r, now_s)
+            if len(events) == 0 or events[0][0] > limit_s:
+                break
         for r in range(replicas):
             busy = jobs.head[r] != NOBODY or joining.head[r] != NOBODY or state.residents[r] > 0
             if busy and state.boundary_s[r] == np.inf:

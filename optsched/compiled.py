@@ -1,13 +1,14 @@
-"""Compile kernels with numba, cached in the user's cache folder under a digest of all kernels' sources.
+"""Compile kernels with numba, cached in the user's cache folder under a digest of the kernels' sources.
 
 numba renews a cached function when its own file changes, but not when a function that it calls does. The digest closes
-that hole: any change in a package with kernels starts a fresh cache.
+that hole: it covers every module with kernels that the function's module imports, directly or not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -15,18 +16,33 @@ from typing import Any, TypeVar
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _PACKAGES = ("batching", "placement", "simulator")
+_ROOT = Path(__file__).resolve().parent
+_IMPORT = re.compile(rf"^(?:from|import) optsched\.((?:{'|'.join(_PACKAGES)})[\w.]*)(?: import (.+))?", re.MULTILINE)
 
 
-@lru_cache(maxsize=1)
-def cache_folder() -> Path:
-    """Return the folder of this version's compiled kernels, in ``$XDG_CACHE_HOME`` (or ``~/.cache``)."""
-    root = Path(__file__).resolve().parent
+@lru_cache(maxsize=256)
+def _sources(path: Path) -> frozenset[Path]:
+    """Return a module's file and those of the modules with kernels that it imports, directly or not."""
+    found, waiting = {path}, [path]
+    while waiting:
+        text = waiting.pop().read_text(encoding="utf-8")
+        for module, names in _IMPORT.findall(text):
+            base = _ROOT.joinpath(*module.split("."))
+            submodules = [base / f"{name.split()[0]}.py" for name in names.split(",") if name.strip(" (")]
+            for file in (base.with_suffix(".py"), *submodules):
+                if file.is_file() and file not in found:
+                    found.add(file)
+                    waiting.append(file)
+    return frozenset(found)
+
+
+def cache_folder(module: Path) -> Path:
+    """Return the folder of a module's compiled kernels, in ``$XDG_CACHE_HOME`` or ``~/.cache``, by their digest."""
     digest = hashlib.sha256()
-    for package in _PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in sorted(_sources(module)):
+        digest.update(path.read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "optsched" / f"kernels-{digest.hexdigest()[:16]}"
+    return base / "optsched" / f"{module.stem}-{digest.hexdigest()[:16]}"
 
 
 def kernel(function: FunctionT) -> FunctionT:
@@ -44,7 +60,7 @@ def _compile(function: FunctionT, *, inline: bool) -> FunctionT:
 
     config: Any = numba.config
     before = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_folder())
+    config.CACHE_DIR = str(cache_folder(Path(function.__code__.co_filename).resolve()))
     try:
         decorate: Any = numba.njit(cache=True, nogil=True, inline="always" if inline else "never")
         compiled: FunctionT = decorate(function)

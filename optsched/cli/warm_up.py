@@ -8,7 +8,7 @@ from time import perf_counter
 
 from optsched.cli.output import emit_json, print_table, progress, seconds
 
-_LAYERS = {"batching": "optsched.batching.warm_up", "simulator": "optsched.simulator.kernel"}
+_LAYERS = {"batching": "optsched.batching.warm_up", "simulator and placement": "optsched.planner.warm_up"}
 
 
 def warm_up(*, json: bool = False) -> None:
@@ -25,10 +25,9 @@ def warm_up(*, json: bool = False) -> None:
     with progress("compiling", total=len(_LAYERS)) as advance:
         for done, (layer, module) in enumerate(_LAYERS.items(), start=1):
             started = perf_counter()
-            compile_all: Callable[[], None] | None = getattr(import_module(module), "warm_up", None)
-            if compile_all is not None:
-                compile_all()
-                took[layer] = perf_counter() - started
+            compile_all: Callable[[], None] = import_module(module).warm_up
+            compile_all()
+            took[layer] = perf_counter() - started
             advance(done)
     if json:
         emit_json({"runtime_s": took})

@@ -5,9 +5,12 @@ All events of one moment are processed, then Python is told what happened (`Outb
 
 from __future__ import annotations
 
+import numpy as np
+from jaxtyping import Int64
+
 from optsched.batching.blocks import blocks_for
 from optsched.batching.policies.dispatch import decide
-from optsched.batching.state import KV, NO_CACHE, Counts
+from optsched.batching.state import KV, NO_CACHE, Counts, Decision, Requests
 from optsched.batching.state import Engine as ReplicaEngine
 from optsched.compiled import kernel
 from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first, push
@@ -24,22 +27,26 @@ from optsched.simulator.state import (
     ROOM,
     TURN_ARRIVED,
     Engine,
+    Laws,
+    Outbox,
+    Replicas,
     State,
 )
 
+Array = np.ndarray
 DRAINED, TELL, FULL = 0, 1, 2
 
 
 @kernel
-def _tell(state: State, kind: int, subject: int) -> None:
-    end = state.outbox.size[0]
-    state.outbox.kind[end], state.outbox.subject[end] = kind, subject
-    state.outbox.size[0] = end + 1
+def _tell(outbox: Outbox, kind: int, subject: int) -> None:
+    end = outbox.size[0]
+    outbox.kind[end], outbox.subject[end] = kind, subject
+    outbox.size[0] = end + 1
 
 
 @kernel
-def _insert(state: State, replica: int, position: int, slot: int, segment: int) -> None:
-    queue, counts = state.replicas.queue[replica], state.replicas.counts[replica]
+def _insert(replicas: Replicas, replica: int, position: int, slot: int, segment: int) -> None:
+    queue, counts = replicas.queue[replica], replicas.counts[replica]
     for index in range(counts[0] + counts[1] + counts[2], position, -1):
         queue[index] = queue[index - 1]
     queue[position] = slot
@@ -47,8 +54,8 @@ def _insert(state: State, replica: int, position: int, slot: int, segment: int) 
 
 
 @kernel
-def _remove(state: State, replica: int, slot: int) -> None:
-    queue, counts = state.replicas.queue[replica], state.replicas.counts[replica]
+def _remove(replicas: Replicas, replica: int, slot: int) -> None:
+    queue, counts = replicas.queue[replica], replicas.counts[replica]
     total = counts[0] + counts[1] + counts[2]
     position = 0
     while queue[position] != slot:
@@ -63,7 +70,7 @@ def _remove(state: State, replica: int, slot: int) -> None:
 def enqueue(state: State, slot: int, replica: int) -> None:
     """Put a slot at the end of a replica's waiting segment."""
     counts = state.replicas.counts[replica]
-    _insert(state, replica, counts[0] + counts[1], slot, 1)
+    _insert(state.replicas, replica, counts[0] + counts[1], slot, 1)
     state.replica[slot] = replica
     state.place[slot] = QUEUED
     state.replicas.woken[replica] = True
@@ -79,11 +86,11 @@ def start_turn(state: State, slot: int, replica: int, stays: bool) -> None:
 
 
 @kernel
-def _free(state: State, slot: int, replica: int) -> None:
-    state.replicas.free_blocks[replica] += state.requests.blocks[slot]
-    state.requests.blocks[slot] = 0
-    state.requests.cache[slot] = NO_CACHE
-    state.replicas.woken[replica] = True
+def _free(requests: Requests, replicas: Replicas, slot: int, replica: int) -> None:
+    replicas.free_blocks[replica] += requests.blocks[slot]
+    requests.blocks[slot] = 0
+    requests.cache[slot] = NO_CACHE
+    replicas.woken[replica] = True
 
 
 @kernel
@@ -109,7 +116,7 @@ def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ra
 def _land(state: State, slot: int, engine: Engine) -> None:
     source, target, turn = state.replica[slot], state.target[slot], state.turn[slot]
     cache = state.requests.cache[slot]
-    _free(state, slot, source)
+    _free(state.requests, state.replicas, slot, source)
     state.requests.cache[slot] = cache
     state.requests.blocks[slot] = blocks_for(state.requests.context[slot], cache, engine.block_tokens, engine.hidden_ratio)
     state.turns.decode_replica[turn] = target
@@ -122,7 +129,7 @@ def _land(state: State, slot: int, engine: Engine) -> None:
 @kernel
 def _become_idle(state: State, slot: int, replica: int) -> None:
     counts = state.replicas.counts[replica]
-    _insert(state, replica, counts[0] + counts[1] + counts[2], slot, 2)
+    _insert(state.replicas, replica, counts[0] + counts[1] + counts[2], slot, 2)
     state.replica[slot] = replica
     state.place[slot] = QUEUED
     turn = state.turn[slot]
@@ -142,16 +149,15 @@ def _next_turn(state: State, slot: int) -> None:
     state.requests.emitted[slot] = 0
     state.requests.new_tokens[slot] += state.turns.new_tokens[turn]
     replica = state.replica[slot]
-    _remove(state, replica, slot)
+    _remove(state.replicas, replica, slot)
     enqueue(state, slot, replica)
-    _tell(state, TURN_ARRIVED, slot)
+    _tell(state.outbox, TURN_ARRIVED, slot)
 
 
 @kernel
 def _step_s(
-    state: State, replica: int, tokens: float, pairs: float, kv: float, sequences: float, hidden: float, busy: int
+    laws: Laws, replica: int, tokens: float, pairs: float, kv: float, sequences: float, hidden: float, busy: int
 ) -> float:
-    laws = state.laws
     knots, seconds, last = laws.gemm_tokens[replica], laws.gemm_s[replica], laws.knots[replica] - 1
     upper = 1
     while upper < last and knots[upper] < tokens:
@@ -165,23 +171,25 @@ def _step_s(
 
 
 @kernel
-def _evict(state: State, replica: int) -> None:
-    queue, counts, requests = state.replicas.queue[replica], state.replicas.counts[replica], state.requests
+def _evict(
+    requests: Requests, decision: Decision, replicas: Replicas, counters: Int64[Array, " 2"], outbox: Outbox, replica: int
+) -> None:
+    queue, counts = replicas.queue[replica], replicas.counts[replica]
     total = counts[0] + counts[1] + counts[2]
     running = counts[0]
     for index in range(total):
         slot = queue[index]
-        if state.decision.evict[slot]:
-            _free(state, slot, replica)
+        if decision.evict[slot]:
+            _free(requests, replicas, slot, replica)
             requests.new_tokens[slot] += requests.context[slot]
             requests.context[slot] = 0
             if index < running:
-                state.counters[1] += 1
-            _tell(state, PREEMPTED if index < running else EVICTED, slot)
+                counters[1] += 1
+            _tell(outbox, PREEMPTED if index < running else EVICTED, slot)
     # Evicted running requests return to the front of the waiting segment, in their order.
     for index in range(running - 1, -1, -1):
         slot = queue[index]
-        if state.decision.evict[slot]:
+        if decision.evict[slot]:
             for position in range(index, counts[0] - 1):
                 queue[position] = queue[position + 1]
             queue[counts[0] - 1] = slot
@@ -190,13 +198,13 @@ def _evict(state: State, replica: int) -> None:
 
 
 @kernel
-def _admit(state: State, replica: int) -> int:
+def _admit(decision: Decision, replicas: Replicas, replica: int) -> int:
     """Collect the scheduled slots; those that waited join the running segment in queue order."""
-    queue, counts = state.replicas.queue[replica], state.replicas.counts[replica]
-    scheduled, number = state.replicas.scheduled[replica], 0
+    queue, counts = replicas.queue[replica], replicas.counts[replica]
+    scheduled, number = replicas.scheduled[replica], 0
     for index in range(counts[0] + counts[1]):
         slot = queue[index]
-        if state.decision.tokens[slot] > 0:
+        if decision.tokens[slot] > 0:
             scheduled[number] = slot
             number += 1
             if index >= counts[0]:
@@ -205,7 +213,7 @@ def _admit(state: State, replica: int) -> int:
                 queue[counts[0]] = slot
                 counts[0] += 1
                 counts[1] -= 1
-    state.replicas.num_scheduled[replica] = number
+    replicas.num_scheduled[replica] = number
     return number
 
 
@@ -225,8 +233,8 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
     decide(
         engine.policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision
     )
-    _evict(state, replica)
-    number = _admit(state, replica)
+    _evict(requests, state.decision, replicas, state.counters, state.outbox, replica)
+    number = _admit(state.decision, replicas, replica)
     if number == 0:
         return
     now = state.clock[0]
@@ -260,7 +268,7 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
     if host >= 0:
         replicas.busy_on_host[host] += 1
         busy = replicas.busy_on_host[host]
-    end = now + _step_s(state, replica, tokens, pairs, kv, number, hidden, busy)
+    end = now + _step_s(state.laws, replica, tokens, pairs, kv, number, hidden, busy)
     energy = state.laws.energy_j[replica]
     replicas.dynamic_j[replica] += energy[0] + energy[1] * tokens + energy[2] * pairs + energy[3] * kv + energy[4] * hidden
     replicas.busy[replica] = True
@@ -303,20 +311,20 @@ def _end_step(state: State, replica: int) -> None:
             turns.end_s[turn] = now
         conversation_ended = ended and turn + 1 == turns.first_turn[slot + 1]
         if first and turn == turns.first_turn[slot]:
-            _tell(state, PREFILLED, slot)
+            _tell(state.outbox, PREFILLED, slot)
         if conversation_ended:
-            _remove(state, replica, slot)
-            _free(state, slot, replica)
+            _remove(state.replicas, replica, slot)
+            _free(state.requests, state.replicas, slot, replica)
             state.place[slot] = DONE
-            _tell(state, FINISHED, slot)
+            _tell(state.outbox, FINISHED, slot)
         elif first and turn == turns.first_turn[slot] and not state.stays[slot]:
-            _remove(state, replica, slot)
+            _remove(state.replicas, replica, slot)
             state.place[slot] = BLOCKED
         elif ended:
-            _remove(state, replica, slot)
+            _remove(state.replicas, replica, slot)
             _become_idle(state, slot, replica)
     if replicas.blocked[replica] > 0:
-        _tell(state, ROOM, replica)
+        _tell(state.outbox, ROOM, replica)
 
 
 @kernel
@@ -326,7 +334,7 @@ def stay(state: State, slot: int) -> None:
     if state.requests.emitted[slot] == state.turns.output_tokens[turn]:
         _become_idle(state, slot, replica)
         return
-    _insert(state, replica, state.replicas.counts[replica, 0], slot, 0)
+    _insert(state.replicas, replica, state.replicas.counts[replica, 0], slot, 0)
     state.place[slot] = QUEUED
     state.replicas.woken[replica] = True
 
@@ -361,6 +369,6 @@ def advance(state: State, engine: Engine) -> int:
                 state.turns.arrival_s[turn] = now
                 state.requests.arrival_s[subject] = now
                 state.requests.last_token_s[subject] = now
-                _tell(state, ARRIVED, subject)
+                _tell(state.outbox, ARRIVED, subject)
         if state.outbox.size[0] > 0:
             return TELL

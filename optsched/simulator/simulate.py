@@ -86,9 +86,10 @@ def _refuse_what_cannot_fit(plan: Plan, workload: Workload) -> None:
     ):
         worst = int(np.argmax(tokens))
         if -(-int(tokens[worst]) // block) > blocks:
+            name, held, room = int(workload.conversation_id[worst]), int(tokens[worst]), blocks * block
             raise InfeasibleError(
-                f"Conversation {int(workload.conversation_id[worst])} holds {int(tokens[worst]):,} tokens {what}; "
-                f"the largest {of} has KV cache for {blocks * block:,}. Use a larger tier or more tensor parallelism, or shorten its context."
+                f"Conversation {name} holds {held:,} tokens {what}; the largest {of} has KV cache for {room:,}. "
+                "Use a larger tier or more tensor parallelism, or shorten its context."
             )
 
 

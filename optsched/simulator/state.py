@@ -197,8 +197,8 @@ def _turns(workload: Workload) -> Turns:
     offsets = np.concatenate([[0], np.cumsum(workload.output_tokens)]).astype(np.int64)
     return Turns(
         workload.first_turn.astype(np.int64), workload.new_tokens.astype(np.int64), workload.output_tokens.astype(np.int64),
-        workload.gap_s.astype(float), offsets[:-1].copy(), arrival_s, start_s, first_token_s, end_s, prefill_replica, decode_replica,
-        np.full(int(offsets[-1]), np.nan),
+        workload.gap_s.astype(float), offsets[:-1].copy(), arrival_s, start_s, first_token_s, end_s, prefill_replica,
+        decode_replica, np.full(int(offsets[-1]), np.nan),
     )  # fmt: skip
 
 

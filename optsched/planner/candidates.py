@@ -30,10 +30,11 @@ def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, 
             return [scenario.fleet]
         return [tuple(entry.replace(role="mixed", max_batched_tokens=None) for entry in scenario.fleet)]
     sizes = _replica_counts(scenario, llm)
-    if policy in ALL_MIXED:
-        found = [tuple(fleet) for fleet in _mixed(scenario, sizes)]
-    else:
-        found = [tuple(fleet) for fleet in _split(scenario, sizes)]
+    found: list[tuple[FleetEntry, ...]] = []
+    if policy in ALL_MIXED or policy == "optimised":
+        found.extend(tuple(fleet) for fleet in _mixed(scenario, sizes))
+    if policy not in ALL_MIXED:
+        found.extend(tuple(fleet) for fleet in _split(scenario, sizes))
     if not found:
         raise InfeasibleError(
             f"Policy {policy!r} needs a replica to prefill and another to decode, but the supply makes only one of {llm.name!r}. "

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Int64
-
 from optsched.domain.plan import Certificate, Plan
 from optsched.domain.scenario import Objective
 from optsched.domain.workload import Workload
 from optsched.placement.bound import lower_bound
 from optsched.placement.problem import Goal, PlacementPlan, PlacementProblem
-from optsched.placement.solve import certificate
+from optsched.placement.solved import certificate, is_proven, relative_gap
 
-Array = np.ndarray
 _GOAL: dict[Objective, Goal] = {
     "energy": "energy", "ttfet": "ttfet", "slo_misses": "slo_misses", "cost": "cost", "gpus": "cost",
 }  # fmt: skip
@@ -38,7 +34,7 @@ def bound_of(plan: Plan, workload: Workload, objective: Objective) -> float:
 
 
 def certify(
-    plan: Plan, workload: Workload, prefill: Int64[Array, " C"], decode: Int64[Array, " C"], objective: Objective, bound: float
+    plan: Plan, workload: Workload, placement: PlacementPlan, objective: Objective, bound: float, solver: str
 ) -> Certificate:
     """Return the certificate of a placement.
 
@@ -46,13 +42,14 @@ def certify(
     ----------
     plan, workload, objective
         The problem.
-    prefill, decode
+    placement
         Replica indices of every conversation.
     bound
-        A lower bound over all fleets that were considered; the certificate claims no more than it.
+        A lower bound over all fleets that were considered.
+    solver
+        What found the placement.
     """
-    found = certificate(problem_of(plan, workload, objective), PlacementPlan.of(prefill, decode))
-    if bound >= found.bound:
-        return found
-    gap = (found.value - bound) / found.value if found.value > 0 else 0.0
-    return found.replace(bound=bound, gap=max(0.0, gap), status="OPTIMAL" if gap <= 1e-9 else "FEASIBLE")
+    found = certificate(problem_of(plan, workload, objective), placement, solver=solver)
+    proven = min(bound, found.value)
+    done = is_proven(found.value, proven)
+    return found.replace(bound=proven, gap=relative_gap(found.value, proven), status="OPTIMAL" if done else "FEASIBLE")

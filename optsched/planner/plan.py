@@ -13,15 +13,17 @@ from optsched.cost.rho import rho_s_per_block
 from optsched.domain.accounting import measure_plan
 from optsched.domain.llm import Llm
 from optsched.domain.log import ExecutionLog
-from optsched.domain.plan import Assignment, Certificate, Plan, PlanBatching, PlanLlm, PlanPlacement, PlanSlo, PlanWorkload
+from optsched.domain.plan import Certificate, Plan, PlanBatching, PlanLlm, PlanPlacement, PlanSlo, PlanWorkload
 from optsched.domain.results import Clock, Metrics, Normalised, Quantiles, Tokens
 from optsched.domain.scenario import Objective, PlacementPolicyName, Scenario
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, OptschedError, PlanError, SpecError
 from optsched.files import canonical_sha256
 from optsched.placement.policies import parameter_names
+from optsched.placement.problem import PlacementPlan
 from optsched.planner.candidates import fleets
 from optsched.planner.certify import bound_of, certify
+from optsched.planner.optimise import optimise, place
 from optsched.planner.replicas import make_links, make_replicas, standalone_reference
 from optsched.simulator.simulate import simulate
 from optsched.traces.loading import describe_workload, load_workload
@@ -89,26 +91,38 @@ def plan_scenario(
     name = policy or scenario.policy.placement
     parameter_names(name)
     drafts = _drafts(scenario, llm, described, name)
-    drafts, bound = _most_promising(drafts, workload, scenario)
-    best: tuple[tuple[float, ...], Plan, ExecutionLog, Metrics] | None = None
+    drafts, bounds = _most_promising(drafts, workload, scenario.objective.minimise[0])
+    best: _Candidate | None = None
     failure: OptschedError | None = None
-    for number, draft in enumerate(drafts):
+    solver = "policy"
+    for number, open_draft in enumerate(drafts[:MAX_SIMULATED]):
+        draft = open_draft
         try:
+            if name == "optimised":
+                draft, bounds[number], solver = optimise(draft, workload, scenario.objective.minimise[0], len(drafts))
             log = simulate(draft, workload, seed=described.seed, record_steps=len(drafts) == 1)
         except InfeasibleError as error:
             failure = error
             continue
         finally:
             if progress is not None:
-                progress(number + 1, len(drafts))
+                progress(number + 1, min(len(drafts), MAX_SIMULATED))
         metrics = measure_plan(draft, log, workload, clock)
-        rank = _rank(scenario, draft, metrics)
-        if best is None or rank < best[0]:
-            best = (rank, draft, log, metrics)
+        candidate = _Candidate(_rank(scenario, draft, metrics), draft, log, metrics)
+        if best is None or candidate.rank < best.rank:
+            best = candidate
     if best is None:
         raise failure or InfeasibleError("No fleet of the supply can serve this scenario. Raise a count in [supply].")
-    _, draft, log, metrics = best
-    return Planned(_finish(draft, workload, log, metrics, scenario, bound), workload, log, len(drafts))
+    plan = _finish(best, workload, scenario.objective.minimise[0], min(bounds), solver)
+    return Planned(plan, workload, best.log, min(len(drafts), MAX_SIMULATED))
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    rank: tuple[float, ...]
+    draft: Plan
+    log: ExecutionLog
+    metrics: Metrics
 
 
 def _inputs(
@@ -170,12 +184,11 @@ def _refuse_over_limits(scenario: Scenario, draft: Plan) -> None:
             )
 
 
-def _most_promising(drafts: Sequence[Plan], workload: Workload, scenario: Scenario) -> tuple[list[Plan], float]:
-    """Return at most `MAX_SIMULATED` drafts in order of their bounds, and the least bound of all."""
-    objective = scenario.objective.minimise[0]
+def _most_promising(drafts: Sequence[Plan], workload: Workload, objective: Objective) -> tuple[list[Plan], list[float]]:
+    """Return the drafts in order of their bounds, and the bounds."""
     bounds = [bound_of(draft, workload, objective) for draft in drafts]
-    order = np.argsort(bounds, kind="stable")[:MAX_SIMULATED]
-    return [drafts[index] for index in order], float(min(bounds))
+    order = np.argsort(bounds, kind="stable")
+    return [drafts[index] for index in order], [bounds[index] for index in order]
 
 
 def objective_value(objective: Objective, draft: Plan, metrics: Metrics) -> float:
@@ -201,22 +214,16 @@ def _rank(scenario: Scenario, draft: Plan, metrics: Metrics) -> tuple[float, ...
     return (excess, *(objective_value(objective, draft, metrics) for objective in scenario.objective.minimise))
 
 
-def _finish(draft: Plan, workload: Workload, log: ExecutionLog, metrics: Metrics, scenario: Scenario, bound: float) -> Plan:
-    first = workload.first_turn[:-1]
-    prefill, decode = log.prefill_replica[first], log.decode_replica[first]
+def _finish(chosen: _Candidate, workload: Workload, objective: Objective, bound: float, solver: str) -> Plan:
+    draft, first = chosen.draft, workload.first_turn[:-1]
+    prefill, decode = chosen.log.prefill_replica[first], chosen.log.decode_replica[first]
     # A conversation of a single token ends on its prefiller; any decoder is as good.
     prefillers = np.array([replica.role == "prefill" for replica in draft.replicas])
-    decode = np.where(prefillers[decode], int(np.argmin(prefillers)), decode)
-    names = [replica.id for replica in draft.replicas]
-    assignments = tuple(
-        Assignment(conversation=index, prefill=names[p], decode=names[d])
-        for index, (p, d) in enumerate(zip(prefill.tolist(), decode.tolist(), strict=True))
-    )
-    plan = draft.replace(
-        placement=draft.placement.replace(assignments=assignments),
-        predicted=metrics,
-        certificate=certify(draft, workload, prefill, decode, scenario.objective.minimise[0], bound),
-    )
+    placement = PlacementPlan.of(prefill, np.where(prefillers[decode], int(np.argmin(prefillers)), decode))
+    if draft.placement.policy != "optimised":
+        draft = place(draft, placement)
+    certificate = certify(draft, workload, placement, objective, bound, solver)
+    plan = draft.replace(predicted=chosen.metrics, certificate=certificate)
     if broken := plan.violations():
         raise PlanError(broken)
     return plan

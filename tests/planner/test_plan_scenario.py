@@ -19,7 +19,7 @@ def small(name: str, conversations: int = 8):
     return scenario.replace(workload=scenario.workload.replace(conversations=conversations))
 
 
-@pytest.mark.parametrize("policy", ["conserve", "collocated"])
+@pytest.mark.parametrize("policy", ["conserve", "collocated", "optimised"])
 def test_a_plan_passes_its_referees_and_its_bound_is_below_its_value(policy):
     planned = plan_scenario(small("swe-agent-a40"), policy=policy)
     assert planned.plan.violations() == []
@@ -29,7 +29,16 @@ def test_a_plan_passes_its_referees_and_its_bound_is_below_its_value(policy):
     assert certificate.gap == pytest.approx(1 - certificate.bound / certificate.value, abs=1e-9)
     assert len(planned.plan.placement.assignments) == 8
     roles = {replica.role for replica in planned.plan.replicas}
-    assert roles == ({"mixed"} if policy == "collocated" else {"prefill", "decode"})
+    if policy != "optimised":  # which decides the roles too
+        assert roles == ({"mixed"} if policy == "collocated" else {"prefill", "decode"})
+
+
+def test_the_optimised_placement_is_never_worse_than_the_policies_under_the_evaluator():
+    scenario = small("swe-agent-a40-conserve").replace(objective={"minimise": "ttfet"})
+    conserve, optimised = (plan_scenario(scenario, policy=policy).plan.certificate for policy in ("conserve", "optimised"))
+    assert optimised.evaluator == conserve.evaluator
+    assert conserve.bound <= optimised.value <= conserve.value * (1 + 1e-9)
+    assert optimised.solver != "policy"
 
 
 def test_a_plan_read_back_from_its_file_simulates_to_its_own_prediction(tmp_path):

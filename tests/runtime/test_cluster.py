@@ -151,7 +151,7 @@ class Block:
             raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
 
 sys.meta_path.insert(0, Block())
-import optsched.runtime.cluster, optsched.runtime.worker
+import optsched.runtime.cluster, optsched.runtime.measure, optsched.runtime.worker
 from optsched.runtime import execute
 print(sorted(name for name in sys.modules if name.partition(".")[0] == "optsched"))
 """

@@ -74,8 +74,8 @@ def refuse_what_cannot_run(llm: Llm) -> None:
         raise SpecError(f"the runtime cannot run {llm.name}: {reason}. Simulate the plan instead, or choose another llm.")
     if llm.cache_dtype != llm.dtype:
         raise SpecError(
-            f"the runtime cannot run {llm.name} with {llm.dtype} weights and {llm.cache_dtype} caches; it keeps caches in the type "
-            "of the weights. Leave kv_dtype out, or simulate the plan instead."
+            f"the runtime cannot run {llm.name} with {llm.dtype} weights and {llm.cache_dtype} caches; it keeps both alike. "
+            "Leave kv_dtype out, or simulate the plan instead."
         )
     if not llm.learned_positions and (llm.rope_theta is None or llm.head_dim % 2):
         raise SpecError(f"{llm.name} needs rope_theta and an even head_dim for its rotary positions; add them to its spec")

@@ -1,0 +1,124 @@
+"""``optsched run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from optsched.cli.output import emit_json, print_line, print_table, progress, seconds, warn
+
+if TYPE_CHECKING:
+    from optsched.domain.log import ExecutionLog
+    from optsched.domain.plan import Plan
+    from optsched.domain.results import Metrics
+
+_LATENCIES = ("ttft_s", "ttfet_s", "tbt_s", "tpot_s", "e2e_s")
+_TITLES = {"ttft_s": "TTFT", "ttfet_s": "TTFET", "tbt_s": "TBT", "tpot_s": "TPOT", "e2e_s": "end to end"}
+_QUANTILES = ("mean", "p50", "p95", "p99")
+_SCALARS = {"makespan_s": "makespan", "tokens_per_s": "output tokens/s"}
+
+
+def run(
+    plan_file: Path,
+    /,
+    *,
+    backend: Literal["local"] = "local",
+    device: Literal["cpu", "cuda"] = "cpu",
+    seed: int = 0,
+    time_limit_s: float = 3600.0,
+    log: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Execute a plan on real torch workers and compare with the prediction.
+
+    Parameters
+    ----------
+    plan_file
+        A plan file (.json).
+    backend
+        Where the workers are: local, as processes of this machine.
+    device
+        What each worker computes on.
+    seed
+        Seed of prompts, and of the weights where the plan names none.
+    time_limit_s
+        Give up when the workload takes longer than this.
+    log
+        Write the execution log to this Parquet file.
+    json
+        Print one JSON object.
+    """
+    from optsched import files, logfile
+    from optsched.cli.checks import positive
+    from optsched.domain.accounting import measure_plan
+    from optsched.domain.plan import Plan
+    from optsched.runtime.device import check_device
+    from optsched.traces.loading import load_workload
+
+    limit_s = positive("--time-limit-s", time_limit_s) or time_limit_s
+    plan = files.load(Plan, "plan", plan_file)
+    workload = load_workload(plan.workload)
+    check_device(device)
+    from optsched.runtime.cluster import WorkerLostError, execute
+
+    try:
+        with progress("starting workers", total=workload.num_turns) as advance:
+            observed_log = execute(plan, workload, seed=seed, device=device, time_limit_s=limit_s, progress=advance)
+    except WorkerLostError as lost:
+        if log is not None:
+            logfile.save_log(lost.log, workload, log, plan)
+            warn(f"Log so far written to {log}")
+        raise
+    if log is not None:
+        logfile.save_log(observed_log, workload, log, plan)
+    observed = measure_plan(plan, observed_log, workload, plan.predicted.clock)
+    recovered = sum(event.kind == "recovered" for event in observed_log.events)
+    errors = relative_errors(plan.predicted, observed)
+    if json:
+        emit_json(
+            {
+                "predicted": plan.predicted.model_dump(mode="json"),
+                "observed": observed.model_dump(mode="json"),
+                "error": errors,
+                "recovered_conversations": recovered,
+            }
+        )
+        return
+    _print(plan, observed_log, observed, errors, backend)
+    if log is not None:
+        warn(f"Log written to {log}")
+
+
+def relative_errors(predicted: Metrics, observed: Metrics) -> dict[str, float]:
+    """Return ``(predicted - observed) / observed`` of every figure that both have, by name (``ttft_s.mean``, ``makespan_s``)."""
+    pairs: dict[str, tuple[float | None, float | None]] = {
+        f"{name}.{quantile}": (getattr(getattr(predicted, name), quantile), getattr(getattr(observed, name), quantile))
+        for name in _LATENCIES
+        for quantile in _QUANTILES
+    }
+    pairs |= {name: (getattr(predicted, name), getattr(observed, name)) for name in _SCALARS}
+    return {name: theirs / ours - 1.0 for name, (theirs, ours) in pairs.items() if theirs is not None and ours}
+
+
+def _print(plan: Plan, log: ExecutionLog, observed: Metrics, errors: dict[str, float], backend: str) -> None:
+    rows = []
+    for name in _LATENCIES:
+        for quantile in ("mean", "p95"):
+            values = [getattr(getattr(metrics, name), quantile) for metrics in (plan.predicted, observed)]
+            rows.append(
+                (f"{_TITLES[name]} {quantile}", *(seconds(value) for value in values), _share(errors, f"{name}.{quantile}"))
+            )
+    for name, title in _SCALARS.items():
+        values = [getattr(metrics, name) for metrics in (plan.predicted, observed)]
+        written = [seconds(value) if name.endswith("_s") and name != "tokens_per_s" else f"{value:.4g}" for value in values]
+        rows.append((title, *written, _share(errors, name)))
+    title = f"Run on {backend} workers: {plan.llms[0].name}, placement {plan.placement.policy}, batching {plan.batching.policy}"
+    print_table(title, ("", "predicted", "observed", "error"), rows)
+    print_line(
+        f"{observed.tokens.output:,} output tokens, {log.iterations:,} steps, {len(log.transfers.start_s):,} transfers, "
+        f"{log.preemptions:,} preemptions; {observed.slo_attainment:.1%} of conversations meet every target"
+    )
+
+
+def _share(errors: dict[str, float], name: str) -> str:
+    return f"{errors[name]:+.1%}" if name in errors else "-"

@@ -12,6 +12,8 @@ from optsched.placement.problem import PlacementPlan, PlacementProblem
 
 LIST_EVALUATIONS = 4_000
 """Evaluations of beginnings of the workload that list scheduling may take; larger problems start from the rule alone."""
+MOVES = 16
+"""Replicas that local search tries for one conversation in one pass; a random choice where there are more."""
 _ADDITIVE = 2  # the way of sharing out a replica's time that counts most in a crowd, see `Alone`
 
 
@@ -33,15 +35,10 @@ def greedy(problem: PlacementProblem, *, time_limit_s: float = 10.0, seed: int =
     until_s = time.perf_counter() + time_limit_s
     least = alone(problem)
     plans = [by_rule(problem, least)]
-    choices = [len(_options(problem, c)) for c in range(problem.workload.num_conversations)]
-    if sum(choices) <= LIST_EVALUATIONS:
+    if len(problem.pairs) * problem.workload.num_conversations <= LIST_EVALUATIONS:
         plans.append(by_list(problem, plans[0], until_s))
     best = min(plans, key=lambda plan: rank(problem, plan))
     return improve(problem, best, until_s=until_s, seed=seed, rounds=rounds)
-
-
-def _options(problem: PlacementProblem, conversation: int) -> list[tuple[int, int]]:
-    return [pair for pair in problem.pairs if problem.fits(*pair)[conversation]]
 
 
 def by_rule(problem: PlacementProblem, least: Alone) -> PlacementPlan:
@@ -92,7 +89,7 @@ def by_list(problem: PlacementProblem, start: PlacementPlan, until_s: float) -> 
         if time.perf_counter() >= until_s:
             break
         found = []
-        for p, d in _options(problem, c):
+        for p, d in problem.options(c):
             prefill[c], decode[c] = p, d
             found.append((rank(problem, PlacementPlan(prefill, decode), c + 1), p, d))
         _, prefill[c], decode[c] = min(found)
@@ -116,7 +113,7 @@ def improve(problem: PlacementProblem, plan: PlacementPlan, *, until_s: float, s
         better = False
         for c in generator.permutation(len(prefill)).tolist():
             other = int(generator.integers(len(prefill)))
-            for changes in _moves(problem, prefill, decode, c, other):
+            for changes in _moves(problem, prefill, decode, c, other, generator):
                 if time.perf_counter() >= until_s:
                     return PlacementPlan(prefill, decode)
                 before = [(k, int(prefill[k]), int(decode[k])) for k, _, _ in changes]
@@ -137,10 +134,18 @@ def _apply(prefill: np.ndarray, decode: np.ndarray, changes: list[tuple[int, int
 
 
 def _moves(
-    problem: PlacementProblem, prefill: np.ndarray, decode: np.ndarray, c: int, other: int
+    problem: PlacementProblem,
+    prefill: np.ndarray,
+    decode: np.ndarray,
+    c: int,
+    other: int,
+    generator: np.random.Generator,
 ) -> list[list[tuple[int, int, int]]]:
     now, then = (int(prefill[c]), int(decode[c])), (int(prefill[other]), int(decode[other]))
-    found = [[(c, p, d)] for p, d in _options(problem, c) if (p, d) != now]
-    if now != then and problem.fits(*then)[c] and problem.fits(*now)[other]:
+    options = [pair for pair in problem.options(c) if pair != now]
+    if len(options) > MOVES:
+        options = [options[k] for k in generator.choice(len(options), MOVES, replace=False)]
+    found = [[(c, p, d)] for p, d in options]
+    if now != then and then in problem.options(c) and now in problem.options(other):
         found.append([(c, *then), (other, *now)])
     return found

@@ -80,8 +80,7 @@ class PlacementFormulation:
         self.problem, self.least = problem, alone(problem)
         self.arrival = problem.workload.arrival_s.tolist()
         self.conversations = range(len(self.arrival))
-        fits = {pair: problem.fits(*pair) for pair in problem.pairs}
-        self.pairs: list[list[Pair]] = [[q for q in problem.pairs if fits[q][c]] for c in self.conversations]
+        self.pairs: list[list[Pair]] = [problem.options(c) for c in self.conversations]
         self.replicas = range(len(problem.replicas))
         longest = [max(self._of(self.least.prefill_s, c, q) for q in self.pairs[c]) for c in self.conversations]
         self.horizon = self.arrival[-1] + sum(longest)

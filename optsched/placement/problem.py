@@ -139,6 +139,17 @@ class PlacementProblem:
         return np.asarray(tail if prefill == decode else tail & (self.first_blocks <= self.kv_blocks[prefill]))
 
     @cached_property
+    def _ends(self) -> Int64[Array, "Q 2"]:
+        return np.array(self.pairs, dtype=np.int64).reshape(-1, 2)
+
+    def options(self, conversation: int) -> list[tuple[int, int]]:
+        """Return the pairs that may hold one conversation."""
+        p, d = self._ends[:, 0], self._ends[:, 1]
+        fits = self.blocks[conversation] <= self.kv_blocks[d]
+        fits &= (p == d) | (self.first_blocks[conversation] <= self.kv_blocks[p])
+        return [self.pairs[q] for q in np.flatnonzero(fits)]
+
+    @cached_property
     def _placeable(self) -> Bool[Array, " C"]:
         found = np.zeros(self.workload.num_conversations, bool)
         for prefill, decode in self.pairs:

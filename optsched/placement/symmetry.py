@@ -40,7 +40,7 @@ def canonical_placements(problem: PlacementProblem) -> Iterator[list[tuple[int, 
     In the sequence prefill 0, decode 0, prefill 1, ... the members of a group appear in their order.
     """
     before = {member: group[k - 1] for group in interchangeable(problem) for k, member in enumerate(group) if k}
-    options = _options(problem)
+    options = [problem.options(c) for c in range(problem.workload.num_conversations)]
     chosen: list[tuple[int, int]] = []
 
     def extend(used: frozenset[int]) -> Iterator[list[tuple[int, int]]]:
@@ -55,8 +55,3 @@ def canonical_placements(problem: PlacementProblem) -> Iterator[list[tuple[int, 
                 chosen.pop()
 
     yield from extend(frozenset())
-
-
-def _options(problem: PlacementProblem) -> list[list[tuple[int, int]]]:
-    fits = {pair: problem.fits(*pair) for pair in problem.pairs}
-    return [[pair for pair in problem.pairs if fits[pair][c]] for c in range(problem.workload.num_conversations)]

@@ -65,7 +65,7 @@ def test_the_bound_of_a_small_pool_counts_the_waiting_for_blocks() -> None:
 job = st.tuples(st.sampled_from([0.0, 1.0, 2.5]), st.floats(0.5, 8.0), st.floats(0.1, 3.0), st.floats(0.0, 3.0))
 
 
-@given(st.lists(job, min_size=1, max_size=6), st.integers(1, 2), st.integers(0, 2))
+@given(st.lists(job, min_size=1, max_size=6, unique_by=lambda job: job[1]), st.integers(1, 2), st.integers(0, 2))
 def test_least_late_never_claims_more_than_the_best_subset_of_its_own_rows(jobs, speed, unfinished) -> None:
     release, due, work, later = (np.array(column) for column in zip(*jobs, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from placement_cases import all_links, placements, problems, replica, slo, workload
 
 from optsched.errors import PlanError, ProblemError
+from optsched.placement import milp
 from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import EVALUATOR, objective_of
 from optsched.placement.exact import exact
@@ -71,6 +73,17 @@ def test_one_prefiller_and_two_decoders_by_both_solvers(objective, solver) -> No
     found = exact(problem, solver=solver, enumerate_below=0)
     assert found.status == "OPTIMAL"
     assert found.value == pytest.approx(brute_force(problem), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["ttfet", "energy", "slo_misses", "cost"])
+def test_constraints_are_named_as_the_formulation_says(objective) -> None:
+    problem = crowded(["prefill", "mixed", "mixed"], objective=objective)
+    formulation = PlacementFormulation(problem)
+    formulation.exclude(solve(problem, "greedy").plan)
+    documented = {*re.findall(r"^``([a-z]+)", milp.__doc__ or "", re.MULTILINE), "count", "sure"}
+    names = {constraint.name for constraint in formulation.program.constraints()}
+    assert {name.split("_")[0] for name in names} <= documented
+    assert all(re.fullmatch("[a-z0-9_]+", name) for name in names | {v.name for v in formulation.program.variables()})
 
 
 @pytest.mark.parametrize("roles", [["mixed"] * 3, ["prefill", "mixed", "decode"], ["prefill", "prefill", "decode"]])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from placement_cases import all_links, placements, problems, replica, slo, workload
 
-from optsched.errors import PlanError, ProblemError
+from optsched.errors import PlanError, ProblemError, SolverUnavailableError
 from optsched.placement import milp
 from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import EVALUATOR, objective_of
@@ -157,3 +157,9 @@ def test_unknown_methods_and_limits_are_refused() -> None:
         solve(problem, "best")  # type: ignore[arg-type]
     with pytest.raises(ProblemError, match="time_limit_s 0 must be positive"):
         solve(problem, time_limit_s=0)
+
+
+def test_a_solver_that_is_not_installed_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(milp.pulp.HiGHS, "available", lambda _: False)
+    with pytest.raises(SolverUnavailableError, match="Solver 'highs' is not installed; it comes with highspy. Install it"):
+        PlacementFormulation(crowded(["mixed"], count=1)).solve("highs", 1.0)

@@ -161,5 +161,5 @@ def test_unknown_methods_and_limits_are_refused() -> None:
 
 def test_a_solver_that_is_not_installed_is_named(monkeypatch) -> None:
     monkeypatch.setattr(milp.pulp.HiGHS, "available", lambda _: False)
-    with pytest.raises(SolverUnavailableError, match="Solver 'highs' is not installed; it comes with highspy. Install it"):
+    with pytest.raises(SolverUnavailableError, match=r"Solver 'highs' is not installed; it comes with highspy. Install it"):
         PlacementFormulation(crowded(["mixed"], count=1)).solve("highs", 1.0)

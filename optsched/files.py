@@ -7,12 +7,14 @@ import json
 import os
 import tempfile
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from optsched.errors import SpecError
+from optsched.domain.plan import Plan
+from optsched.errors import PlanError, SpecError
 
 VERSION = 1
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -54,14 +56,17 @@ def validate(record: type[RecordT], data: object, file: Path | str | None = None
 def spec_error(error: ValidationError, file: Path | str | None = None) -> SpecError:
     """Turn pydantic's report into one line about its first finding."""
     details = error.errors(include_url=False)
-    first = details[0]
+    # A misspelt key is also a missing one; name the spelling first.
+    first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in first["loc"]) or None
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        reason = "unknown key; check its spelling, or remove it"
+        missing = [str(detail["loc"][-1]) for detail in details if detail["type"] == "missing"]
+        near = get_close_matches(str(first["loc"][-1]), missing, n=1)
+        reason = f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; check its spelling, or remove it"
     elif first["type"] == "missing":
         reason = "missing; add it"
-    elif not isinstance(first["input"], (dict, list)) and repr(first["input"]) not in reason:
+    elif not isinstance(first["input"], (dict, list)) and not reason.startswith(repr(first["input"])):
         reason = f"{first['input']!r}: {reason[0].lower()}{reason[1:]}"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return SpecError(f"{reason}{more}", file=file, field=field)
@@ -134,6 +139,22 @@ def load(record: type[RecordT], kind: str, path: Path | str) -> RecordT:
     path = Path(path)
     data = read_json(path) if path.suffix == ".json" else read_toml(path)
     return validate(record, open_envelope(data, kind, path), path)
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read a plan file and have it refereed.
+
+    Raises
+    ------
+    SpecError
+        If anything about the file is wrong.
+    PlanError
+        If the plan contradicts itself.
+    """
+    plan = load(Plan, "plan", path)
+    if broken := plan.violations():
+        raise PlanError(broken)
+    return plan
 
 
 def dump(record: BaseModel, kind: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_json_constants_that_are_no_numbers_are_refused(constant: str, tmp_path:
         ("version = 1", "version = 2", "version: 2: this optsched reads version 1"),
         ("version = 1\n", "", "version: None: this optsched reads version 1"),
         ('source = "here"\n', "", "source: missing; add it"),
-        ("title", "titel", r"title: missing; add it \(and 1 more\)"),
+        ("title", "titel", r"titel: unknown key; did you mean .title."),
         ('source = "here"', 'source = "here"\nspeed = 3', "speed: unknown key; check its spelling, or remove it"),
         ("1 GB/s", "1 GB", "bandwidth: '1 GB' is not a quantity in B/s"),
         ("1 GB/s", "-1 GB/s", "bandwidth: .*greater than 0"),

@@ -38,10 +38,10 @@ __doc_help__ = "Plan LLM serving with a proven bound, execute the plan, and see 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 an optsched error in one line, 2 wrong usage."""
-    sys.exit(run(arguments))
+    sys.exit(invoke(arguments))
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def invoke(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Parameters

@@ -100,12 +100,11 @@ def _simulate_plan(
     path: Path, policy: PlacementPolicyName | None, trace: Path | None, rate: float | None, seed: int | None
 ) -> tuple[Plan, Workload, ExecutionLog]:
     from optsched import files
-    from optsched.domain.plan import Plan
     from optsched.planner.replan import with_policy, with_workload
     from optsched.simulator.simulate import simulate as execute
     from optsched.traces.loading import load_workload
 
-    plan = files.load(Plan, "plan", path)
+    plan = files.load_plan(path)
     if policy is not None:
         plan = with_policy(plan, policy)
     if trace is not None or rate is not None or seed is not None:

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from optsched.cli import run
+from optsched.cli import invoke
 
 A40 = ["estimate", "--llm", "qwen3-0.6b", "--tier", "a40@200W"]
 
 
 def test_estimate_prints_one_json_object_with_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*A40, "--prompt", "16000", "--batch", "64", "--context", "2000", "--json"]) == 0
+    assert invoke([*A40, "--prompt", "16000", "--batch", "64", "--context", "2000", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"prefill_s", "decode_step_s", "prefill_energy_j", "decode_energy_j_per_token", "memory", "origin"} <= set(found)
     assert {"weights_bytes", "kv_bytes_per_token", "hidden_bytes_per_token", "kv_token_budget"} <= set(found["memory"])
@@ -20,14 +20,14 @@ def test_estimate_prints_one_json_object_with_the_promised_keys(capsys: pytest.C
 
 
 def test_estimate_shows_tables_and_says_that_coefficients_are_assumed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*A40, "--sensitivity"]) == 0
+    assert invoke([*A40, "--sensitivity"]) == 0
     text = capsys.readouterr().out
     for word in ("decode step", "KV cache budget", "prefill attention", "limited by", "memory_bytes_per_s", "assumed"):
         assert word in text
 
 
 def test_sensitivity_is_part_of_the_json_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*A40, "--sensitivity", "--hidden-tokens", "512", "--json"]) == 0
+    assert invoke([*A40, "--sensitivity", "--hidden-tokens", "512", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["sensitivity"]["decode"]["step_overhead_s"] > 0
     assert any(row["operation"] == "hidden rebuild" for row in found["breakdown"]["decode"])
@@ -35,13 +35,13 @@ def test_sensitivity_is_part_of_the_json_when_asked_for(capsys: pytest.CaptureFi
 
 def test_several_gpus_and_a_named_link_can_be_estimated(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["estimate", "--llm", "opt-30b", "--tier", "a100-40gb", "--tp", "2", "--link", "pcie4-x16", "--json"]
-    assert run(words) == 0
+    assert invoke(words) == 0
     rows = json.loads(capsys.readouterr().out)["breakdown"]["prefill"]
     assert [row["resource"] for row in rows if row["operation"] == "all reduce"] == ["link"]
 
 
 def test_more_tokens_than_fit_or_than_the_llm_knows_are_estimated_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*A40, "--prompt", "50000", "--batch", "8", "--json"]) == 0
+    assert invoke([*A40, "--prompt", "50000", "--batch", "8", "--json"]) == 0
     errors = capsys.readouterr().err
     assert "50000 tokens exceed the 40960 positions of qwen3-0.6b" in errors
     assert "8 x 50000 cached tokens exceed the budget of" in errors
@@ -63,7 +63,7 @@ def test_more_tokens_than_fit_or_than_the_llm_knows_are_estimated_with_a_warning
 def test_wrong_numbers_are_refused_in_one_line(
     words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([*A40, *words]) == code
+    assert invoke([*A40, *words]) == code
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -71,5 +71,5 @@ def test_wrong_numbers_are_refused_in_one_line(
 
 
 def test_an_llm_that_does_not_fit_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["estimate", "--llm", "opt-66b", "--tier", "a40", "--json"]) == 1
+    assert invoke(["estimate", "--llm", "opt-66b", "--tier", "a40", "--json"]) == 1
     assert "opt-66b needs" in capsys.readouterr().err

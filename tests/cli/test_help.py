@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from optsched.cli import run
+from optsched.cli import invoke
 
 COMMANDS = ("show", "estimate", "batch", "plan", "simulate", "run", "calibrate", "trace", "warm-up")
 HEAVY = ("jax", "torch", "pulp", "cvxpy", "numba", "pint", "polars", "numpy")
@@ -15,7 +15,7 @@ HEAVY = ("jax", "torch", "pulp", "cvxpy", "numba", "pint", "polars", "numpy")
 
 def test_help_imports_nothing_heavy():
     program = (
-        "import sys\nfrom optsched.cli import run\ncode = run(['--help'])\n"
+        "import sys\nfrom optsched.cli import invoke\ncode = invoke(['--help'])\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\nassert not heavy, heavy\nsys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
@@ -26,12 +26,12 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
-    assert run([command, "--help"]) == 0
+    assert invoke([command, "--help"]) == 0
     assert "Usage: optsched" in capsys.readouterr().out
 
 
 def test_version_is_printed(capsys):
     from optsched import __version__
 
-    assert run(["--version"]) == 0
+    assert invoke(["--version"]) == 0
     assert __version__ in capsys.readouterr().out

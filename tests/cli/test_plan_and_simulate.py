@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from optsched.cli import run
+from optsched.cli import invoke
 
 METRICS = ("clock", "ttft_s", "ttfet_s", "tbt_s", "tpot_s", "e2e_s", "normalised", "slo_attainment", "makespan_s", "energy_j")
 
 
 def test_plan_prints_replicas_prediction_and_certificate(capsys):
-    assert run(["plan", "quickstart"]) == 0
+    assert invoke(["plan", "quickstart"]) == 0
     printed = capsys.readouterr()
     for words in ("prefill-0", "decode-1", "TTFET", "Certificate: ", "proven >="):
         assert words in printed.out
@@ -20,7 +20,7 @@ def test_plan_prints_replicas_prediction_and_certificate(capsys):
 
 def test_plan_writes_what_it_prints_as_json(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    assert run(["plan", "quickstart", "--out", str(out), "--json"]) == 0
+    assert invoke(["plan", "quickstart", "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text())
     assert printed["schema"] == "optsched/plan"
@@ -29,11 +29,11 @@ def test_plan_writes_what_it_prints_as_json(tmp_path, capsys):
 
 def test_simulate_takes_a_plan_or_a_scenario_and_both_agree(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    assert run(["plan", "quickstart", "--out", str(out)]) == 0
+    assert invoke(["plan", "quickstart", "--out", str(out)]) == 0
     capsys.readouterr()
     answers = []
     for source in (str(out), "quickstart"):
-        assert run(["simulate", source, "--json"]) == 0
+        assert invoke(["simulate", source, "--json"]) == 0
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0]["metrics"] == answers[1]["metrics"]
     assert answers[0]["metrics"].keys() >= set(METRICS)
@@ -42,7 +42,7 @@ def test_simulate_takes_a_plan_or_a_scenario_and_both_agree(tmp_path, capsys):
 
 def test_simulate_replaces_policy_rate_and_seed_of_a_plan(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    assert run(["plan", "quickstart", "--out", str(out)]) == 0
+    assert invoke(["plan", "quickstart", "--out", str(out)]) == 0
     capsys.readouterr()
     found = {}
     for name, options in {
@@ -51,7 +51,7 @@ def test_simulate_replaces_policy_rate_and_seed_of_a_plan(tmp_path, capsys):
         "rate": ["--rate", "50"],
         "seed": ["--seed", "9"],
     }.items():
-        assert run(["simulate", str(out), "--json", *options]) == 0
+        assert invoke(["simulate", str(out), "--json", *options]) == 0
         found[name] = json.loads(capsys.readouterr().out)
     assert found["policy"]["transfers"] == 0
     assert found["rate"]["metrics"]["makespan_s"] < found["as is"]["metrics"]["makespan_s"]
@@ -61,7 +61,7 @@ def test_simulate_replaces_policy_rate_and_seed_of_a_plan(tmp_path, capsys):
 def test_the_log_of_a_simulation_is_written(tmp_path, capsys):
     from optsched.logfile import load_log
 
-    assert run(["simulate", "quickstart", "--log", str(tmp_path / "log.parquet")]) == 0
+    assert invoke(["simulate", "quickstart", "--log", str(tmp_path / "log.parquet")]) == 0
     log, plan = load_log(tmp_path / "log.parquet")
     assert log.origin == "simulated"
     assert plan is not None
@@ -77,9 +77,9 @@ def test_the_real_trace_plans_and_simulates_with_every_token_accounted_for(conse
 
     out, log_path = tmp_path / "plan.json", tmp_path / "log.parquet"
     arguments = ["plan", "swe-agent-a40-conserve", "--trace", str(conserve_trace), "--out", str(out), "--clock", clock]
-    assert run(arguments) == 0
+    assert invoke(arguments) == 0
     capsys.readouterr()
-    assert run(["simulate", str(out), "--log", str(log_path), "--clock", clock, "--json"]) == 0
+    assert invoke(["simulate", str(out), "--log", str(log_path), "--clock", clock, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     plan = files.load(Plan, "plan", out)
     workload = load_workload(plan.workload)

@@ -10,7 +10,7 @@ import pytest
 from factories import LAW, NOTHING, make_plan
 
 from optsched import catalog, files
-from optsched.cli import run
+from optsched.cli import invoke
 from optsched.cli.calibrate import tier_text
 from optsched.cli.run import relative_errors
 from optsched.domain.hardware import FittedStepLaw, Gpu, Link
@@ -38,7 +38,7 @@ def small_plan() -> Plan:
 def test_run_prints_predicted_observed_and_error_and_writes_the_log(tmp_path, capsys) -> None:
     path, log_path = tmp_path / "plan.json", tmp_path / "log.parquet"
     files.save(small_plan(), "plan", path)
-    assert run(["run", str(path), "--json", "--log", str(log_path)]) == 0
+    assert invoke(["run", str(path), "--json", "--log", str(log_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {"predicted", "observed", "error", "recovered_conversations"}
     observed = printed["observed"]
@@ -66,17 +66,17 @@ def test_run_refuses_a_missing_device_and_a_time_limit_of_nothing(tmp_path, caps
 
     path = tmp_path / "plan.json"
     files.save(small_plan(), "plan", path)
-    assert run(["run", str(path), "--time-limit-s", "0"]) == 1
+    assert invoke(["run", str(path), "--time-limit-s", "0"]) == 1
     assert "--time-limit-s: 0: must be a positive" in capsys.readouterr().err
     if not torch.cuda.is_available():
-        assert run(["run", str(path), "--device", "cuda"]) == 1
+        assert invoke(["run", str(path), "--device", "cuda"]) == 1
         assert "sees no such device here; use 'cpu'" in capsys.readouterr().err
-    assert run(["run", str(path), "--backend", "carrier-pigeon"]) == 2
+    assert invoke(["run", str(path), "--backend", "carrier-pigeon"]) == 2
 
 
 def test_calibrate_writes_a_tier_and_a_link_that_later_plans_find(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("OPTSCHED_MODELS", str(tmp_path / "models"))
-    assert run(["calibrate", "--llm", "tiny-qwen3", "--seconds", "0.8", "--replicas", "2", "--json"]) == 0
+    assert invoke(["calibrate", "--llm", "tiny-qwen3", "--seconds", "0.8", "--replicas", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     (fitted,) = catalog.gpu("local-cpu").step_laws
     assert (fitted.llm, fitted.tp) == ("tiny-qwen3", 1)
@@ -91,18 +91,18 @@ def test_calibrate_writes_a_tier_and_a_link_that_later_plans_find(tmp_path, monk
 
 
 def test_calibrate_refuses_tiers_that_are_not_this_machine(capsys) -> None:
-    assert run(["calibrate", "--tier", "a40"]) == 1
+    assert invoke(["calibrate", "--tier", "a40"]) == 1
     assert "'a40' does not stand for this machine; only shared-host tiers are measured: local-cpu" in capsys.readouterr().err
-    assert run(["calibrate", "--replicas", "0"]) == 1
+    assert invoke(["calibrate", "--replicas", "0"]) == 1
     assert "--replicas: 0: measure at least one worker" in capsys.readouterr().err
-    assert run(["calibrate", "--seconds", "-1"]) == 1
+    assert invoke(["calibrate", "--seconds", "-1"]) == 1
     assert "--seconds: -1: must be a positive" in capsys.readouterr().err
 
 
 def test_calibrate_says_when_the_specs_folder_cannot_be_made(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("OPTSCHED_MODELS", str(tmp_path / "file"))
-    assert run(["calibrate", "--llm", "tiny-qwen3"]) == 1
+    assert invoke(["calibrate", "--llm", "tiny-qwen3"]) == 1
     assert "name a file with --out, or set OPTSCHED_MODELS" in capsys.readouterr().err
 
 

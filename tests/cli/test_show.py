@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optsched import catalog
-from optsched.cli import run
+from optsched.cli import invoke
 from optsched.domain.hardware import Gpu
 from optsched.domain.llm import Llm
 from optsched.files import open_envelope, validate
@@ -17,9 +17,9 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_listed_as_a_table_and_as_one_json_object(kind: str, capsys: Captured) -> None:
-    assert run(["show", kind]) == 0
+    assert invoke(["show", kind]) == 0
     assert capsys.readouterr().out.startswith((kind, f"no {kind}"))
-    assert run(["show", kind, "--json"]) == 0
+    assert invoke(["show", kind, "--json"]) == 0
     captured = capsys.readouterr()
     rows = json.loads(captured.out)[kind]
     names = {
@@ -38,20 +38,20 @@ def test_every_kind_is_listed_as_a_table_and_as_one_json_object(kind: str, capsy
     ("kind", "name"), [("gpus", "a40"), ("tiers", "a40@200W"), ("llms", "mixtral-8x7b"), ("policies", "conserve")]
 )
 def test_one_record_is_shown_in_full(kind: str, name: str, capsys: Captured) -> None:
-    assert run(["show", kind, name]) == 0
+    assert invoke(["show", kind, name]) == 0
     assert f"{kind}: {name}" in capsys.readouterr().out
 
 
 def test_every_packaged_scenario_and_workload_is_shown_in_full(capsys: Captured) -> None:
     for kind, names in (("scenarios", catalog.scenarios()), ("workloads", catalog.recipes())):
         for name in names:
-            assert run(["show", kind, name]) == 0
-            assert run(["show", kind, name, "--json"]) == 0
+            assert invoke(["show", kind, name]) == 0
+            assert invoke(["show", kind, name, "--json"]) == 0
     capsys.readouterr()
 
 
 def test_a_gpu_s_table_has_units_in_its_names_and_the_sources(capsys: Captured) -> None:
-    run(["show", "gpus", "a40"])
+    invoke(["show", "gpus", "a40"])
     out = capsys.readouterr().out
     for expected in (
         "datasheet.memory_bytes_per_s",
@@ -64,14 +64,14 @@ def test_a_gpu_s_table_has_units_in_its_names_and_the_sources(capsys: Captured) 
 
 
 def test_the_json_of_a_record_reads_back_as_the_record(capsys: Captured) -> None:
-    run(["show", "gpus", "h200", "--json"])
+    invoke(["show", "gpus", "h200", "--json"])
     assert validate(Gpu, open_envelope(json.loads(capsys.readouterr().out), "gpu")) == catalog.gpu("h200")
-    run(["show", "llms", "deepseek-v3", "--json"])
+    invoke(["show", "llms", "deepseek-v3", "--json"])
     assert validate(Llm, open_envelope(json.loads(capsys.readouterr().out), "llm")) == catalog.llm("deepseek-v3")
 
 
 def test_llms_say_whether_the_workers_run_them(capsys: Captured) -> None:
-    run(["show", "llms", "--json"])
+    invoke(["show", "llms", "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["llms"]}
     assert rows["qwen3-0.6b"]["runnable"] is True
     assert rows["qwen3-0.6b"]["hidden_ratio"] == 0.5
@@ -81,7 +81,7 @@ def test_llms_say_whether_the_workers_run_them(capsys: Captured) -> None:
 
 
 def test_a_cap_slows_the_clock_by_less_than_it_saves_power(capsys: Captured) -> None:
-    run(["show", "tiers", "a40@200W", "--json"])
+    invoke(["show", "tiers", "a40@200W", "--json"])
     row = json.loads(capsys.readouterr().out)
     assert (row["power_cap_w"], row["board_w"]) == (200, 300)
     assert 200 / 300 < row["clock_share"] < 1
@@ -89,7 +89,7 @@ def test_a_cap_slows_the_clock_by_less_than_it_saves_power(capsys: Captured) -> 
 
 
 def test_policies_of_both_kinds_say_what_they_do(capsys: Captured) -> None:
-    run(["show", "policies", "--json"])
+    invoke(["show", "policies", "--json"])
     rows = json.loads(capsys.readouterr().out)["policies"]
     assert {row["kind"] for row in rows} == {"batching", "placement"}
     assert {"vllm-chunked", "apt-serve", "collocated", "conserve"} <= {row["name"] for row in rows}
@@ -109,7 +109,7 @@ def test_policies_of_both_kinds_say_what_they_do(capsys: Captured) -> None:
     ],
 )
 def test_an_unknown_name_exits_with_1_and_one_line(words: list[str], message: str, capsys: Captured) -> None:
-    assert run(["show", *words]) == 1
+    assert invoke(["show", *words]) == 1
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -117,9 +117,9 @@ def test_an_unknown_name_exits_with_1_and_one_line(words: list[str], message: st
 
 
 def test_an_unknown_kind_exits_with_2_and_the_choices(capsys: Captured) -> None:
-    assert run(["show", "cards"]) == 2
+    assert invoke(["show", "cards"]) == 2
     assert '"policies"' in capsys.readouterr().err
-    assert run(["show"]) == 2
+    assert invoke(["show"]) == 2
 
 
 def test_an_llm_is_shown_from_a_hugging_face_config(tmp_path: Path, capsys: Captured) -> None:
@@ -127,7 +127,7 @@ def test_an_llm_is_shown_from_a_hugging_face_config(tmp_path: Path, capsys: Capt
 
     path = tmp_path / "config.json"
     path.write_text(json.dumps(transformers_config(catalog.llm("tiny-llama")).to_dict()))
-    assert run(["show", "llms", str(path), "--json"]) == 0
+    assert invoke(["show", "llms", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["hidden_size"] == 64
 
 
@@ -138,5 +138,5 @@ def test_brackets_in_a_user_s_file_are_no_markup(tmp_path: Path, monkeypatch: py
     text = (source.parent / "llms" / "tiny-opt.toml").read_text()
     (tmp_path / "llms" / "odd.toml").write_text(text.replace('"tiny-opt"', '"odd"').replace("Tiny OPT shape", "a [/b] [bold]"))
     monkeypatch.setenv("OPTSCHED_MODELS", str(tmp_path))
-    assert run(["show", "llms", "odd"]) == 0
+    assert invoke(["show", "llms", "odd"]) == 0
     assert "a [/b] [bold]" in capsys.readouterr().out

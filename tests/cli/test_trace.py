@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from optsched import catalog
-from optsched.cli import run
+from optsched.cli import invoke
 from optsched.domain.workload import Recipe
 from optsched.files import load, sha256_of
 from optsched.traces.table import read_parquet
@@ -24,7 +24,7 @@ def azure(tmp_path: Path) -> Path:
 
 def test_import_writes_the_one_schema(azure: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "t.parquet"
-    assert run(["trace", "import", str(azure), "--out", str(out), "--json"]) == 0
+    assert invoke(["trace", "import", str(azure), "--out", str(out), "--json"]) == 0
     captured = capsys.readouterr()
     answer = json.loads(captured.out)
     assert captured.err == ""
@@ -36,18 +36,18 @@ def test_import_writes_the_one_schema(azure: Path, tmp_path: Path, capsys: pytes
 def test_import_passes_its_options_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "o.jsonl").write_text(DIALOGUE + "\n" + '{"messages": []}\n')
     arguments = ["trace", "import", str(tmp_path / "o.jsonl"), "--out", str(tmp_path / "t.parquet")]
-    assert run([*arguments, "--chars-per-token", "4"]) == 1
+    assert invoke([*arguments, "--chars-per-token", "4"]) == 1
     assert "--drop-empty" in capsys.readouterr().err
-    assert run([*arguments, "--chars-per-token", "2", "--drop-empty", "--format", "openai", "--json"]) == 0
+    assert invoke([*arguments, "--chars-per-token", "2", "--drop-empty", "--format", "openai", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 4
 
 
 def test_stats_prints_a_table_or_one_object(azure: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["trace", "stats", str(azure)]) == 0
+    assert invoke(["trace", "stats", str(azure)]) == 0
     shown = capsys.readouterr().out
     assert "conversations: 2" in shown
     assert "first_turn_tokens" in shown
-    assert run(["trace", "stats", str(azure), "--conversations", "1", "--json"]) == 0
+    assert invoke(["trace", "stats", str(azure), "--conversations", "1", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["conversations"], answer["output_tokens"], answer["later_turn_tokens"]) == (1, 1, None)
     assert answer["first_turn_tokens"]["p50"] == 10
@@ -56,7 +56,7 @@ def test_stats_prints_a_table_or_one_object(azure: Path, capsys: pytest.CaptureF
 def test_stats_writes_a_recipe_with_its_origin(azure: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "mine.toml"
     words = ["--recipe-out", str(out), "--quantiles", "0,0.5,1", "--title", "Mine", "--origin", "a test", "--json"]
-    assert run(["trace", "stats", str(azure), *words]) == 0
+    assert invoke(["trace", "stats", str(azure), *words]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == str(out)
     recipe = load(Recipe, "workload", out)
     assert (recipe.name, recipe.title) == ("mine", "Mine")
@@ -69,7 +69,7 @@ def test_stats_of_the_conserve_trace_gives_the_packaged_recipe(
 ) -> None:
     out = tmp_path / "swe-agent.toml"
     words = ["--conversations", "255", "--turns", "5", "--recipe-out", str(out), "--json"]
-    assert run(["trace", "stats", str(conserve_trace), *words]) == 0
+    assert invoke(["trace", "stats", str(conserve_trace), *words]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["conversations"], answer["output_tokens"], answer["context_tokens"]) == (255, 222_377, 20_114_359)
     assert load(Recipe, "workload", out).turns == catalog.recipe("swe-agent").turns
@@ -77,10 +77,10 @@ def test_stats_of_the_conserve_trace_gives_the_packaged_recipe(
 
 def test_synthesise_draws_the_same_lengths_with_and_without_arrivals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["trace", "synthesise", "swe-agent-quickstart", "--conversations", "6", "--seed", "3"]
-    assert run([*arguments, "--out", str(tmp_path / "a.parquet"), "--json"]) == 0
+    assert invoke([*arguments, "--out", str(tmp_path / "a.parquet"), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["conversations"], answer["turns"], answer["arrivals_known"]) == (6, 30, False)
-    assert run([*arguments, "--out", str(tmp_path / "b.parquet"), "--rate", "2"]) == 0
+    assert invoke([*arguments, "--out", str(tmp_path / "b.parquet"), "--rate", "2"]) == 0
     without, timed = read_parquet(tmp_path / "a.parquet"), read_parquet(tmp_path / "b.parquet")
     assert timed.arrivals_known
     assert np.array_equal(without.new_tokens, timed.new_tokens)
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said_in_one_line(
 ) -> None:
     monkeypatch.chdir(azure.parent)
     before = sorted(path.name for path in azure.parent.iterdir())
-    assert run(["trace", *(str(azure) if word == "AZURE" else word for word in arguments)]) == 1
+    assert invoke(["trace", *(str(azure) if word == "AZURE" else word for word in arguments)]) == 1
     captured = capsys.readouterr()
     assert match in captured.err
     assert captured.err.count("\n") == 1
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 def test_wrong_usage_exits_with_2(azure: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["trace", "import", str(azure)]) == 2
-    assert run(["trace", "import", str(azure), "--out"]) == 2
-    assert run(["trace", "draw"]) == 2
+    assert invoke(["trace", "import", str(azure)]) == 2
+    assert invoke(["trace", "import", str(azure), "--out"]) == 2
+    assert invoke(["trace", "draw"]) == 2
     assert capsys.readouterr().err.count("\n") == 3

@@ -46,9 +46,8 @@ class BlockPool:
         self.hidden_tokens = tokens_per_block(llm, block_tokens, HIDDEN)
         shape = (llm.num_layers, num_blocks, block_tokens * llm.kv_width)
         try:
-            # Zeros, not empty: masked positions are multiplied by zero weights, and 0 x NaN is NaN.
-            self.storage = torch.zeros(shape, dtype=dtype, device=device)
-        except RuntimeError as error:
+            self.storage = _zeros(shape, dtype, device)
+        except (RuntimeError, MemoryError) as error:
             size = float(np.prod(shape)) * torch.empty(0, dtype=dtype).element_size()
             raise SpecError(f"a cache pool of {num_blocks:,} blocks takes {size / 1e9:.3g} GB, which {device} cannot give; "
                             "plan fewer kv_blocks") from error  # fmt: skip
@@ -86,6 +85,18 @@ class BlockPool:
             raise WorkerError(f"{self.llm.name} has no room for hidden cache: {self.llm.hidden_ratio:g} times its KV cache")
         view: Tensor = self._hidden[layer]
         return view
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Return zeros (not garbage: masked positions are multiplied by zero weights, and 0 x NaN is NaN).
+
+    In main memory the pages come from numpy, whose zeros the system hands out when they are first touched; torch would
+    write them all at once.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
 
 
 class BlockTables:

@@ -14,7 +14,7 @@ from small_llms import ALL, HYBRID, LLAMA, LLAMA_GQA, OPT, QWEN3
 from optsched.batching.blocks import blocks_for
 from optsched.batching.state import HIDDEN, KV
 from optsched.domain.llm import Llm
-from optsched.errors import WorkerError
+from optsched.errors import SpecError, WorkerError
 from optsched.runtime.attention import Batch
 from optsched.runtime.cache import BlockPool, BlockTables, tokens_per_block
 from optsched.runtime.model.transformer import Transformer
@@ -176,3 +176,16 @@ def test_block_tables_never_share_or_lose_a_block(requests: list[tuple[int, int]
 def test_more_blocks_than_are_free_are_refused() -> None:
     with pytest.raises(WorkerError, match="promised 5 cache blocks where 4 are free"):
         BlockTables(1, 4).grow(np.array([0]), np.array([5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pool_starts_as_zeros_of_the_type_asked_for(dtype: torch.dtype) -> None:
+    storage = BlockPool(QWEN3, 7, BLOCK, dtype, "cpu").storage
+    assert storage.dtype == dtype
+    assert storage.shape == (2, 7, BLOCK * QWEN3.kv_width)
+    assert not storage.any()
+
+
+def test_a_pool_beyond_memory_is_refused_in_one_line() -> None:
+    with pytest.raises(SpecError, match=r"takes .* GB, which cpu cannot give; plan fewer kv_blocks"):
+        BlockPool(QWEN3, 10**15, BLOCK, torch.float32, "cpu")

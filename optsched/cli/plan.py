@@ -64,12 +64,12 @@ def plan(
     if json:
         emit_json(files.dump(planned.plan, "plan"))
         return
-    print_plan(planned.plan, planned.considered)
+    print_plan(planned.plan, planned.simulated, planned.considered)
     if out is not None:
         warn(f"Plan written to {out}")
 
 
-def print_plan(plan: Plan, considered: int) -> None:
+def print_plan(plan: Plan, simulated: float, considered: int) -> None:
     """Print a plan for people: replicas, prediction, certificate."""
     rows = []
     for replica in plan.replicas:
@@ -82,7 +82,7 @@ def print_plan(plan: Plan, considered: int) -> None:
     predicted = plan.predicted
     print_table(f"Predicted ({predicted.clock} clock)", ("", "mean", "p50", "p95", "p99"), metrics_rows(predicted))
     print_line(summary(plan))
-    print_line(certificate_line(plan.certificate, considered))
+    print_line(certificate_line(plan.certificate, simulated, considered))
     if any(replica.origin == "assumed" for replica in plan.replicas):
         warn("Some coefficients are assumed, not fitted on measurements; 'optsched show gpus NAME' names their sources.")
 
@@ -99,10 +99,12 @@ def summary(plan: Plan) -> str:
     )
 
 
-def certificate_line(certificate: Certificate, considered: int) -> str:
+def certificate_line(certificate: Certificate, simulated: float, considered: int) -> str:
     """Return the certificate in one line."""
     fleets = "" if considered == 1 else f"; best of {considered} fleets simulated"
+    difference = f" ({simulated / certificate.value - 1:+.1%})" if certificate.value > 0 else ""
     return (
         f"Certificate: {certificate.objective} = {certificate.value:.5g} under evaluator {certificate.evaluator}, proven >= "
-        f"{certificate.bound:.5g}, gap {certificate.gap:.1%}, {certificate.status} ({certificate.solver}){fleets}"
+        f"{certificate.bound:.5g}, gap {certificate.gap:.1%}, {certificate.status} ({certificate.solver}); "
+        f"simulated {simulated:.5g}{difference}{fleets}"
     )

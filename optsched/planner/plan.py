@@ -46,6 +46,8 @@ class Planned:
 
     Attributes
     ----------
+    simulated
+        The simulated value of the first objective, in the certificate's unit.
     considered
         Fleets that were simulated, the chosen one included.
     """
@@ -53,6 +55,7 @@ class Planned:
     plan: Plan
     workload: Workload
     log: ExecutionLog
+    simulated: float
     considered: int
 
 
@@ -113,8 +116,10 @@ def plan_scenario(
             best = candidate
     if best is None:
         raise failure or InfeasibleError("No fleet of the supply can serve this scenario. Raise a count in [supply].")
-    plan = _finish(best, workload, scenario.objective.minimise[0], min(bounds), solver)
-    return Planned(plan, workload, best.log, min(len(drafts), MAX_SIMULATED))
+    objective = scenario.objective.minimise[0]
+    plan = _finish(best, workload, objective, min(bounds), solver)
+    simulated = simulated_value(objective, measure_plan(plan, best.log, workload), workload)
+    return Planned(plan, workload, best.log, simulated, min(len(drafts), MAX_SIMULATED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,17 @@ def objective_value(objective: Objective, draft: Plan, metrics: Metrics) -> floa
     }
     value = values[objective]
     return float("inf") if value is None else value
+
+
+def simulated_value(objective: Objective, metrics: Metrics, workload: Workload) -> float:
+    """Return the simulated counterpart of a certificate's value, in its unit (J, s, conversations or USD)."""
+    if objective == "energy":
+        return metrics.energy_j or 0.0
+    if objective == "ttfet":
+        return metrics.ttfet_s.p95 or 0.0
+    if objective == "slo_misses":
+        return (1 - metrics.slo_attainment) * workload.num_conversations
+    return (metrics.cost_usd_per_hour or 0.0) * metrics.makespan_s / 3600
 
 
 def _rank(scenario: Scenario, draft: Plan, metrics: Metrics) -> tuple[float, ...]:

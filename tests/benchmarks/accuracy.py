@@ -1,0 +1,124 @@
+"""Write the tables of docs/accuracy.md; run with ``python tests/benchmarks/accuracy.py``."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from optsched import catalog
+from optsched.cost.memory import kv_token_budget
+from optsched.cost.tables import step_law, step_law_error
+
+ROOT = Path(__file__).resolve().parents[2]
+REPLICAS = [
+    ("qwen3-0.6b", "a40", 1),
+    ("llama-3.1-8b", "h100-sxm", 1),
+    ("opt-13b", "a100-40gb", 1),
+    ("qwen3-30b-a3b", "h200", 1),
+    ("deepseek-v3", "h200", 8),
+    ("llama-3.1-70b", "h100-sxm", 4),
+]
+BUDGETS = [
+    ("qwen3-0.6b", "a40", 308_448, "reported by vLLM 0.11 in the ConServe artifact"),
+    ("opt-13b", "a100-40gb", 15_700, "PagedAttention, arXiv 2309.06180, table 1"),
+]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table; columns of figures are set to the right."""
+    rule = ["---:" if cell[0] in "+-0123456789" else "---" for cell in rows[0]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def signed(share: float) -> str:
+    """Return a deviation as a percentage with sign and one decimal."""
+    return f"{100 * share:+.1f} %"
+
+
+def step_law_table() -> str:
+    """Return the error of the condensed step law against the full model."""
+    rows = []
+    for name, tier_name, tp in REPLICAS:
+        llm, tier = catalog.llm(name), catalog.tier(tier_name)
+        errors = step_law_error(step_law(llm, tier, tp=tp), llm, tier, tp=tp)
+        for kind, error in errors.items():
+            figures = [error.mape, error.max, error.energy_mape, error.energy_max]
+            rows.append([f"{name} on {tier_name}" + (f", tp {tp}" if tp > 1 else ""), kind, *map(percent, figures)])
+    return table(["replica", "steps", "time, mean", "time, largest", "energy, mean", "energy, largest"], rows)
+
+
+def measured() -> ModuleType:
+    """Return the test module that holds the artifact's measurements."""
+    path = ROOT / "tests" / "cost" / "test_cost_a40.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def points(test: Callable[..., None]) -> list[tuple[int, float]]:
+    """Return the points that a test is parametrised with."""
+    return list(next(mark for mark in test.pytestmark if mark.name == "parametrize").args[1])  # type: ignore[attr-defined]
+
+
+def prefill_table() -> str:
+    """Return measured and modelled cold prefill at both power caps."""
+    given = measured()
+    rows = []
+    for cap_w, test in (
+        (300, given.test_cold_prefill_is_within_fifteen_percent_of_the_measured_one),
+        (200, given.test_capped_prefill_is_within_fifteen_percent_of_the_measured_one),
+    ):
+        for tokens, seconds in points(test):
+            found = given.prefill_s(tokens, cap_w)
+            rows.append([f"{tokens:,}", f"{cap_w} W", f"{seconds:.2f} s", f"{found:.2f} s", signed(found / seconds - 1)])
+    return table(["prompt tokens", "cap", "measured", "model", "error"], rows)
+
+
+def decode_table() -> str:
+    """Return measured and modelled decode steps at 300 W."""
+    given = measured()
+    rows = []
+    for kv_tokens, milliseconds in points(given.test_decode_step_is_within_ten_percent_of_the_measured_one):
+        batch = 1 if kv_tokens == 128 else 32
+        found = 1e3 * given.decode_s(batch, kv_tokens)
+        rows.append([f"{kv_tokens:,}", str(batch), f"{milliseconds:.1f} ms", f"{found:.1f} ms", signed(found / milliseconds - 1)])
+    return table(["KV tokens in the batch", "batch in the model", "measured", "model", "error"], rows)
+
+
+def budget_table() -> str:
+    """Return KV token budgets beside reported ones."""
+    rows = []
+    for name, tier, reported, source in BUDGETS:
+        found = kv_token_budget(catalog.llm(name), catalog.tier(tier))
+        rows.append([f"{name} on {tier}", f"{reported:,}", f"{found:,}", signed(found / reported - 1), source])
+    return table(["replica", "reported", "model", "error", "source"], rows)
+
+
+def main() -> None:
+    """Replace what stands between the markers of docs/accuracy.md."""
+    path = ROOT / "docs" / "accuracy.md"
+    text = path.read_text(encoding="utf-8")
+    stamp = f"`python tests/benchmarks/accuracy.py`, {datetime.date.today().isoformat()}"
+    tables = {"step-law": step_law_table, "prefill": prefill_table, "decode": decode_table, "kv-budget": budget_table}
+    for name, make in tables.items():
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        _, closing, after = rest.partition(f"<!-- end of {name} -->")
+        if not closing:
+            raise ValueError(f"{path} has no markers <!-- {name} --> and <!-- end of {name} -->; put them where the table goes")
+        text = f"{before}<!-- {name} -->\n{stamp}\n\n{make()}\n{closing}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,12 +6,10 @@ import heapq
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from optsched.domain.log import ExecutionLog
-from optsched.domain.plan import Plan, PlanLlm, PlanReplica
+from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
-from optsched.errors import InfeasibleError, PlanError, SpecError, WorkerError
+from optsched.errors import WorkerError
 from optsched.placement.dispatcher import Dispatcher, Grant
 from optsched.placement.policies import make_policy
 from optsched.placement.view import ConversationView
@@ -19,19 +17,17 @@ from optsched.runtime.fleet import Fleet
 from optsched.runtime.messages import (
     Died,
     Failed,
-    Limits,
     News,
     Prefilled,
     Receive,
     Report,
     Send,
-    Setup,
     StartTurn,
     Stay,
     TurnEnded,
 )  # fmt: skip
-from optsched.runtime.model.weights import refuse_what_cannot_run
 from optsched.runtime.observation import Observation
+from optsched.runtime.setups import worker_setups
 
 Progress = Callable[[int, int], None]
 _ARRIVAL, _TURN = 0, 1
@@ -94,72 +90,9 @@ def execute(
     WorkerError
         If a worker fails, or the time limit passes; as `WorkerLostError` with the log so far once the workload has started.
     """
-    setups = _setups(plan, workload, seed, device)
+    setups = worker_setups(plan, workload, seed, device)
     with Fleet(setups) as fleet:
         return _Run(plan, workload, fleet, seed, device).to_the_end(time_limit_s, progress)
-
-
-def _setups(plan: Plan, workload: Workload, seed: int, device: str) -> list[Setup]:
-    if broken := plan.violations():
-        raise PlanError(broken)
-    llms = {llm.name: llm for llm in plan.llms}
-    for replica in plan.replicas:
-        _refuse_what_cannot_run(replica, llms[replica.llm], workload)
-    _refuse_what_cannot_fit(plan, workload)
-    parameters = plan.batching.parameters
-    return [
-        Setup(
-            index=index,
-            num_workers=len(plan.replicas),
-            llm=llms[replica.llm].shape,
-            weights=llms[replica.llm].weights,
-            seed=seed,
-            kv_blocks=replica.kv_blocks,
-            limits=Limits(
-                policy=plan.batching.policy,
-                block_tokens=plan.engine.block_tokens,
-                watermark_blocks=int(plan.engine.watermark * replica.kv_blocks),
-                max_batched_tokens=replica.max_batched_tokens or plan.engine.max_batched_tokens,
-                max_sequences=plan.engine.max_sequences,
-                rho_s_per_block=plan.batching.rho_s_per_block,
-                ttft_slo_s=float(parameters.get("ttft_slo_s", 1.0)),
-                tbt_slo_s=float(parameters.get("tbt_slo_s", 1.0)),
-            ),
-            device=device,
-            rendezvous="",
-        )
-        for index, replica in enumerate(plan.replicas)
-    ]
-
-
-def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload) -> None:
-    refuse_what_cannot_run(llm.shape)
-    if replica.tp > 1 or replica.pp > 1:
-        raise SpecError(
-            f"replica {replica.id!r} has tp {replica.tp} and pp {replica.pp}; the runtime runs one GPU per replica. "
-            "Simulate the plan, or plan replicas with tp 1 and pp 1."
-        )
-    longest = int(workload.peak_tokens.max(initial=0))
-    if longest > llm.shape.max_positions:
-        raise SpecError(
-            f"a conversation reaches {longest:,} tokens; {llm.name} has positions for {llm.shape.max_positions:,}. Shorten the "
-            "workload (turns), or use another llm."
-        )
-
-
-def _refuse_what_cannot_fit(plan: Plan, workload: Workload) -> None:
-    block = plan.engine.block_tokens
-    for what, tokens, without, of in (
-        ("at its end", workload.peak_tokens, "prefill", "decoder"),
-        ("in its first turn", workload.first_turn_tokens, "decode", "prefiller"),
-    ):
-        blocks = max(replica.kv_blocks for replica in plan.replicas if replica.role != without)
-        worst = int(np.argmax(tokens)) if len(tokens) else 0
-        if len(tokens) and -(-int(tokens[worst]) // block) > blocks:
-            raise InfeasibleError(
-                f"Conversation {int(workload.conversation_id[worst])} holds {int(tokens[worst]):,} tokens {what}; the largest "
-                f"{of} has KV cache for {blocks * block:,}. Plan more kv_blocks, or shorten its context."
-            )
 
 
 class _Run:

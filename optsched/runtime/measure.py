@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from optsched.domain.llm import Llm
 from optsched.domain.log import Steps
 from optsched.domain.scenario import EngineSpec
 from optsched.errors import SpecError, WorkerError
+from optsched.runtime.episodes import Conversation, Episodes, longest_prompt
 from optsched.runtime.fleet import Fleet
 from optsched.runtime.messages import (
     Died,
@@ -144,64 +145,14 @@ def _setups(llm: Llm, count: int, seed: int, engine: EngineSpec, policy: str, de
     return [Setup(index, count, llm, None, seed, kv_blocks, limits, device, "") for index in range(count)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Conversation:
-    """Turns of (new tokens, output tokens) to run, and how."""
-
-    turns: tuple[tuple[int, int], ...]
-    hidden: bool
-
-
-class _Episodes:
-    """Random groups of conversations that make all kinds of steps: chunks, decodes, both at once, hidden cache."""
-
-    def __init__(self, llm: Llm, engine: EngineSpec, kv_blocks: int, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._pool = kv_blocks * engine.block_tokens
-        self._longest = max(8, min(2 * engine.max_batched_tokens, llm.max_positions // 4, self._pool // 8))
-        self._most = min(32, engine.max_sequences, self._pool // 64)
-        self._kinds = (self._prefills, self._decodes, self._mix, self._decodes) + (
-            (self._hidden,) if llm.hidden_ratio < 1 else ()
-        )
-
-    def __iter__(self) -> Iterator[list[_Conversation]]:
-        """Iterate without end, kind after kind."""
-        while True:
-            for kind in self._kinds:
-                yield kind()
-
-    def _length(self, low: float, high: float) -> int:
-        return int(np.exp(self._rng.uniform(np.log(low), np.log(max(low, high)))))
-
-    def _prefills(self) -> list[_Conversation]:
-        turns = ((self._length(1, self._longest), 2), (self._length(1, self._longest / 2), 2))
-        return [_Conversation(turns, hidden=False)]
-
-    def _decodes(self, hidden: bool = False) -> list[_Conversation]:
-        count = self._length(1, self._most + 0.99)
-        longest = min(self._longest, self._pool / (2 * count), 8 * self._longest / count)
-        outputs = int(self._rng.integers(8, 32))
-        return [_Conversation(((self._length(4, longest), outputs),), hidden) for _ in range(count)]
-
-    def _mix(self) -> list[_Conversation]:
-        first = self._decodes()[:8]
-        late = _Conversation(
-            ((1, 4), (self._length(8, self._longest), 2)), hidden=bool(self._rng.integers(2)) and len(self._kinds) > 4
-        )
-        return [*first, late]
-
-    def _hidden(self) -> list[_Conversation]:
-        return self._decodes(hidden=True)
-
-
 class _Measuring:
     """The controller of a measurement: keeps some workers supplied with episodes."""
 
     def __init__(self, fleet: Fleet, llm: Llm, engine: EngineSpec, kv_blocks: int, seed: int) -> None:
         self._fleet, self._engine, self._kv_blocks = fleet, engine, kv_blocks
-        self._episodes = iter(_Episodes(llm, engine, kv_blocks, seed))
-        self._longest = max(8, min(2 * engine.max_batched_tokens, llm.max_positions // 4, kv_blocks * engine.block_tokens // 8))
-        self._conversations: list[_Conversation] = []
+        self._episodes = iter(Episodes(llm, engine, kv_blocks, seed))
+        self._longest = longest_prompt(llm, engine, kv_blocks)
+        self._conversations: list[Conversation] = []
         self._open: dict[int, tuple[int, int]] = {}  # conversation -> worker, next turn
         self._steps: list[Steps] = []
         self._moves: list[tuple[float, float]] = []
@@ -228,7 +179,7 @@ class _Measuring:
         """Move caches of several sizes from the first worker to the second, one at a time."""
         sizes = np.unique(np.geomspace(1, self._longest, 6).astype(int))
         for size in [*sizes] * _HANDOVER_ROUNDS:
-            conversation = self._start(0, _Conversation(((int(size), 2),), hidden=False), stays=False)
+            conversation = self._start(0, Conversation(((int(size), 2),), hidden=False), stays=False)
             (told,) = self._await(lambda news: isinstance(news, Prefilled), 1)
             assert isinstance(told, Prefilled)
             first = self._turn(conversation, 0, stays=True)
@@ -253,7 +204,7 @@ class _Measuring:
     def _now(self) -> float:
         return time.monotonic() - self._zero_s
 
-    def _start(self, worker: int, conversation: _Conversation, stays: bool = True) -> int:
+    def _start(self, worker: int, conversation: Conversation, stays: bool = True) -> int:
         index = len(self._conversations)
         self._conversations.append(conversation)
         self._open[index] = worker, 1

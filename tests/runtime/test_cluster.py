@@ -18,11 +18,12 @@ from optsched.domain.scenario import EngineSpec
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError, WorkerError
 from optsched.runtime import execute
-from optsched.runtime.cluster import WorkerLostError, _Run, _setups
+from optsched.runtime.cluster import WorkerLostError, _Run
 from optsched.runtime.fleet import Fleet
 from optsched.runtime.model.transformer import Transformer
 from optsched.runtime.model.weights import random_weights
 from optsched.runtime.prompts import prompt_tokens
+from optsched.runtime.setups import worker_setups
 from optsched.runtime.step import forward
 
 
@@ -49,7 +50,7 @@ def test_disaggregated_conversations_are_handed_over_once_and_yield_the_bare_llm
     turns = [[(40, 6), (5, 4), (9, 3)], [(30, 1), (7, 2)], [(12, 1)], [(70, 9)], [(20, 2), (0, 3)], [(33, 5)]]
     workload = make_workload(turns, [0.0, 0.0, 0.01, 0.02, 0.02, 0.05], gap_s=0.02)
     plan = make_plan(["prefill", "decode", "decode"], host="local", engine=EngineSpec(max_batched_tokens=32, max_sequences=4))
-    with Fleet(_setups(plan, workload, 3, "cpu")) as fleet:
+    with Fleet(worker_setups(plan, workload, 3, "cpu")) as fleet:
         run = _Run(plan, workload, fleet, 3, "cpu")
         log = run.to_the_end(60.0, None)
     assert log.violations(workload) == []

@@ -1,0 +1,74 @@
+"""Random conversations that show a replica every kind of step it may have to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from optsched.domain.llm import Llm
+from optsched.domain.scenario import EngineSpec
+
+
+def longest_prompt(llm: Llm, engine: EngineSpec, kv_blocks: int) -> int:
+    """Return the longest prompt worth measuring: some chunks, within positions and pool."""
+    return max(8, min(2 * engine.max_batched_tokens, llm.max_positions // 4, kv_blocks * engine.block_tokens // 8))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns of (new tokens, output tokens) to run, and how."""
+
+    turns: tuple[tuple[int, int], ...]
+    hidden: bool
+
+
+class Episodes:
+    """Groups of conversations that together make all kinds of steps: chunks, decodes, both at once, hidden cache.
+
+    Parameters
+    ----------
+    llm, engine, kv_blocks
+        What bounds the lengths.
+    seed
+        Seed of the lengths.
+    """
+
+    def __init__(self, llm: Llm, engine: EngineSpec, kv_blocks: int, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._pool = kv_blocks * engine.block_tokens
+        self._longest = longest_prompt(llm, engine, kv_blocks)
+        self._most = min(32, engine.max_sequences, self._pool // 64)
+        self._kinds = (self._prefills, self._decodes, self._mix, self._decodes) + (
+            (self._hidden,) if llm.hidden_ratio < 1 else ()
+        )
+
+    def __iter__(self) -> Iterator[list[Conversation]]:
+        """Iterate without end, kind after kind."""
+        while True:
+            for kind in self._kinds:
+                yield kind()
+
+    def _length(self, low: float, high: float) -> int:
+        return int(np.exp(self._rng.uniform(np.log(low), np.log(max(low, high)))))
+
+    def _prefills(self) -> list[Conversation]:
+        turns = ((self._length(1, self._longest), 2), (self._length(1, self._longest / 2), 2))
+        return [Conversation(turns, hidden=False)]
+
+    def _decodes(self, hidden: bool = False) -> list[Conversation]:
+        count = self._length(1, self._most + 0.99)
+        longest = min(self._longest, self._pool / (2 * count), 8 * self._longest / count)
+        outputs = int(self._rng.integers(8, 32))
+        return [Conversation(((self._length(4, longest), outputs),), hidden) for _ in range(count)]
+
+    def _mix(self) -> list[Conversation]:
+        first = self._decodes()[:8]
+        late = Conversation(
+            ((1, 4), (self._length(8, self._longest), 2)), hidden=bool(self._rng.integers(2)) and len(self._kinds) > 4
+        )
+        return [*first, late]
+
+    def _hidden(self) -> list[Conversation]:
+        return self._decodes(hidden=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +58,7 @@ class Fleet:
                 complete = replace(setup, rendezvous=str(Path(self._folder.name) / "rendezvous"))
                 name = f"optsched-replica-{setup.index}"
                 process = context.Process(target=worker.main, args=(complete, theirs, busy), name=name, daemon=True)
-                process.start()
+                _start_deaf(process)
                 theirs.close()
                 self._processes.append(process)
                 self._connections.append(mine)
@@ -139,6 +141,16 @@ class Fleet:
         if self._folder is not None:
             self._folder.cleanup()
         self._processes, self._connections, self._folder = [], [], None
+
+
+def _start_deaf(process: multiprocessing.process.BaseProcess) -> None:
+    """Start a process that never hears Ctrl-C, not even while it starts: the controller answers it and ends the workers."""
+    resource_tracker.ensure_running()  # starting it as part of the process would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _guard_hint(message: Failed | Died) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections import deque
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
@@ -61,7 +60,6 @@ def main(setup: Setup, connection: Connection, busy: Flags) -> None:
     busy
         Flags of all replicas.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to answer
     code, recorder = 0, Recorder()
     try:
         torch.set_num_threads(1)

@@ -51,12 +51,11 @@ def run(
     from optsched import files, logfile
     from optsched.cli.checks import positive
     from optsched.domain.accounting import measure_plan
-    from optsched.domain.plan import Plan
     from optsched.runtime.device import check_device
     from optsched.traces.loading import load_workload
 
     limit_s = positive("--time-limit-s", time_limit_s) or time_limit_s
-    plan = files.load(Plan, "plan", plan_file)
+    plan = files.load_plan(plan_file)
     workload = load_workload(plan.workload)
     check_device(device)
     from optsched.runtime.cluster import WorkerLostError, execute

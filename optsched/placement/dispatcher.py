@@ -103,8 +103,6 @@ class Dispatcher:
         self._alive[replica] = False
         for conversation in conversations:
             self._release(conversation.index)
-        self._waiting_prefill = deque(c for c in self._waiting_prefill if c.index not in {v.index for v in conversations})
-        self._waiting_decode = deque(c for c in self._waiting_decode if c.index not in {v.index for v in conversations})
         for conversation in reversed(conversations):
             self._view[conversation.index] = conversation
             self._waiting_prefill.appendleft(conversation)
@@ -133,6 +131,9 @@ class Dispatcher:
         )  # fmt: skip
 
     def _release(self, conversation: int) -> None:
+        for waiting in (self._waiting_prefill, self._waiting_decode):
+            if (view := self._view.get(conversation)) in waiting:
+                waiting.remove(view)
         prefill, decode = self._prefill.pop(conversation, None), self._decode.pop(conversation, None)
         work_s = self._work_s.pop(conversation, None)
         if prefill is not None and work_s is not None:

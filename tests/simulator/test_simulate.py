@@ -155,6 +155,13 @@ def test_a_plan_that_breaks_its_problem_is_refused():
         simulate(plan.replace(replicas=plan.replicas[:1], links=()), SWE)
 
 
+def test_a_conversation_that_ends_on_its_prefiller_stops_waiting_for_a_decoder():
+    workload = make_workload([[(150, 40)], [(100, 1)], [(30, 3)]], [0.0, 0.0, 0.01])
+    log = simulate(make_plan(["prefill", "decode"], kv_blocks=14, parameters={"extra_tokens": 0}), workload)
+    assert log.violations(workload) == []
+    assert sorted(log.transfers.conversation.tolist()) == [0, 2]
+
+
 def test_the_step_buffer_may_overflow(monkeypatch):
     from optsched.simulator import simulate as module
 

@@ -131,9 +131,11 @@ class Dispatcher:
         )  # fmt: skip
 
     def _release(self, conversation: int) -> None:
-        for waiting in (self._waiting_prefill, self._waiting_decode):
-            if (view := self._view.get(conversation)) in waiting:
-                waiting.remove(view)
+        if conversation not in self._decode:  # it may still be in a queue
+            view = self._view.get(conversation)
+            for waiting in (self._waiting_prefill, self._waiting_decode):
+                if view in waiting:
+                    waiting.remove(view)
         prefill, decode = self._prefill.pop(conversation, None), self._decode.pop(conversation, None)
         work_s = self._work_s.pop(conversation, None)
         if prefill is not None and work_s is not None:

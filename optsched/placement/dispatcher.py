@@ -134,7 +134,7 @@ class Dispatcher:
         if conversation not in self._decode:  # it may still be in a queue
             view = self._view.get(conversation)
             for waiting in (self._waiting_prefill, self._waiting_decode):
-                if view in waiting:
+                if view is not None and view in waiting:
                     waiting.remove(view)
         prefill, decode = self._prefill.pop(conversation, None), self._decode.pop(conversation, None)
         work_s = self._work_s.pop(conversation, None)

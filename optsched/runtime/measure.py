@@ -36,6 +36,7 @@ Array = np.ndarray
 _POOL_BYTES = 512e6
 _HANDOVER_ROUNDS = 4
 _PATIENCE_S = 600.0
+_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def measure_steps(
     llm
         What the workers run, with random weights.
     replicas
-        Numbers of workers to keep busy at once, one after the other.
+        Numbers of workers to keep busy at once, in turn.
     seed
         Seed of weights, lengths and prompts; no run that is judged later should use it.
     seconds_budget
@@ -120,10 +121,12 @@ def measure_steps(
     setups = _setups(llm, max(replicas), seed, engine, policy, device)
     with Fleet(setups) as fleet:
         run = _Measuring(fleet, llm, engine, setups[0].kv_blocks, seed)
-        for level, busy in enumerate(sorted(replicas)):
-            run.level(range(busy), seconds_budget / len(replicas))
+        # Interleaved, so that a drift of the machine's speed does not look like a slow-down by neighbours.
+        levels = sorted(replicas) * _ROUNDS
+        for done, busy in enumerate(levels, start=1):
+            run.level(range(busy), seconds_budget / len(levels))
             if progress is not None:
-                progress(seconds_budget * (level + 1) / len(replicas), seconds_budget)
+                progress(seconds_budget * done / len(levels), seconds_budget)
         if max(replicas) > 1:
             run.handovers()
     return run.result()

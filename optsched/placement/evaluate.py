@@ -1,4 +1,4 @@
-"""The evaluator ``event-fluid-v1``: what a placement is worth; the referee, heuristics and optimum all use this one."""
+"""The evaluator ``event-v1``: what a placement is worth; the referee, heuristics and optimum all use this one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optsched.placement.schedule import Schedule, place
 from optsched.placement.tables import tables_of
 
 Array = np.ndarray
-EVALUATOR = "event-fluid-v1"
+EVALUATOR = "event-v1"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The compiled event loop of the evaluator ``event-fluid-v1``: what a placement leads to, step boundary by step boundary.
+"""The compiled event loop of the evaluator ``event-v1``: what a placement leads to, step boundary by step boundary.
 
 Rules, the whole of them:
 

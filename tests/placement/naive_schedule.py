@@ -1,4 +1,4 @@
-"""The rules of ``event-fluid-v1`` once more, one step at a time and with no closed forms: an oracle for the compiled loop."""
+"""The rules of ``event-v1`` once more, one step at a time and with no closed forms: an oracle for the compiled loop."""
 
 from __future__ import annotations
 

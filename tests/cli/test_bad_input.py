@@ -213,7 +213,9 @@ def test_the_table_has_at_least_forty_cases():
 
 def test_an_unwritable_out_is_one_line(tmp_path, capsys):
     assert (
-        invoke(["trace", "synthesise", "swe-agent-quickstart", "--conversations", "2", "--out", str(tmp_path / "no" / "w.parquet")])
+        invoke(
+            ["trace", "synthesise", "swe-agent-quickstart", "--conversations", "2", "--out", str(tmp_path / "no" / "w.parquet")]
+        )
         == 1
     )
     assert "choose another --out" in capsys.readouterr().err

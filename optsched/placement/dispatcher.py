@@ -66,7 +66,7 @@ class Dispatcher:
         """
         decoders = [i for i, replica in enumerate(self._replicas) if replica.role != "prefill" and self._alive[i]]
         largest = max((self._kv_tokens[i] for i in decoders), default=0)
-        needed = self._policy.reservation(conversation)
+        needed = conversation.first_turn_tokens
         if needed > largest:
             raise InfeasibleError(
                 f"Conversation {conversation.index} needs {needed:,} tokens of KV cache; the largest decoder holds {largest:,}. "
@@ -175,7 +175,7 @@ class Dispatcher:
         return grants
 
     def _reserve(self, conversation: ConversationView, decode: int) -> None:
-        tokens = self._policy.reservation(conversation)
+        tokens = min(self._policy.reservation(conversation), self._kv_tokens[decode])
         self._decode[conversation.index] = decode
         self._reservation[conversation.index] = tokens
         self._reserved[decode] += tokens

@@ -45,6 +45,10 @@ class ReplicaView:
         """Tokens of KV cache that nothing has reserved."""
         return self.kv_tokens - self.reserved_tokens
 
+    def fits(self, needed_tokens: int, headroom_tokens: int = 0) -> bool:
+        """Tell whether a need fits with as much of the headroom as the whole pool could ever give."""
+        return self.free_tokens >= max(needed_tokens, min(needed_tokens + headroom_tokens, self.kv_tokens))
+
 
 @dataclass(frozen=True, slots=True)
 class FleetView:

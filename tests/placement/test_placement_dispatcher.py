@@ -101,8 +101,8 @@ def test_optimised_conversations_go_where_they_were_assigned(jobs, data) -> None
 
 def test_a_conversation_that_no_pool_can_hold_is_refused() -> None:
     dispatcher = Dispatcher(ConServe(), [replica(0, "prefill", kv_blocks=999), replica(1, "decode", kv_blocks=25)], 16, 64)
-    with pytest.raises(InfeasibleError, match="Conversation 3 needs 1,000 tokens of KV cache; the largest decoder holds 400"):
-        dispatcher.arrive(0.0, ConversationView(3, 0.0, 400, 800))
+    with pytest.raises(InfeasibleError, match="Conversation 3 needs 401 tokens of KV cache; the largest decoder holds 400"):
+        dispatcher.arrive(0.0, ConversationView(3, 0.0, 401, 800))
 
 
 def test_growth_beyond_the_reservation_is_booked_and_returned() -> None:

@@ -48,18 +48,17 @@ def test_policies_are_pure_and_answer_the_same_twice(policy, fleet, conversation
 
 @given(policies, fleets(), conversations)
 def test_what_a_policy_reserves_fits_where_it_sends_the_conversation(policy, fleet, conversation) -> None:
-    needed = policy.reservation(conversation)
     route = policy.prefill(conversation, fleet)
     if route is not None and route.decode is not None:
-        assert fleet.replicas[route.decode].free_tokens >= needed
+        assert fleet.replicas[route.decode].fits(*policy._need(conversation))
         assert fleet.replicas[route.decode].role != "prefill"
     if isinstance(policy, ConServe):
         decode = policy.decode(conversation, fleet, 0)
         if decode is not None:
-            assert fleet.replicas[decode].free_tokens >= needed
+            assert fleet.replicas[decode].fits(*policy._need(conversation))
             assert fleet.replicas[decode].role != "prefill"
         else:
-            assert all(replica.free_tokens < needed for replica in fleet.decoders())
+            assert not any(replica.fits(*policy._need(conversation)) for replica in fleet.decoders())
 
 
 @given(fleets(), conversations, st.sampled_from([Collocated(oracle=False), ConServe()]), st.integers(1, 9000))
@@ -166,3 +165,9 @@ def test_optimised_has_no_parameters() -> None:
 def test_a_negative_reservation_is_refused(policy) -> None:
     with pytest.raises(SpecError, match="extra_tokens: -1: must not be negative"):
         policy(extra_tokens=-1)
+
+
+def test_headroom_beyond_a_whole_pool_asks_for_the_whole_pool() -> None:
+    conversation = ConversationView(0, 0.0, 300, 5000)
+    assert ConServe(extra_tokens=10_000).decode(conversation, FleetView(0.0, (replica(0, "decode", free=1000),)), 0) == 0
+    assert ConServe(extra_tokens=10_000).decode(conversation, FleetView(0.0, (replica(0, "decode", free=299),)), 0) is None

@@ -13,6 +13,7 @@ import pytest
 import torch
 from factories import TINY, make_plan, make_workload
 
+from optsched import catalog
 from optsched.domain.plan import PlanLlm
 from optsched.domain.scenario import EngineSpec
 from optsched.domain.workload import Workload
@@ -74,6 +75,18 @@ def test_disaggregated_conversations_are_handed_over_once_and_yield_the_bare_llm
     assert np.array_equal(log.prefill_replica[later], log.decode_replica[later])
     assert log.steps.busy_replicas.min() >= 1
     assert log.steps.busy_replicas.max() <= 3
+    assert multiprocessing.active_children() == []
+
+
+def test_a_conserve_plan_for_qwen3_0_6b_with_two_layers_executes() -> None:
+    shape = catalog.llm("qwen3-0.6b").replace(num_layers=2, dtype="fp32")
+    workload = make_workload([[(50, 4), (6, 3)], [(20, 3), (4, 2)]], [0.0, 0.0])
+    plan = make_plan(["prefill", "decode"], kv_blocks=16)
+    plan = plan.replace(llms=(PlanLlm(name="tiny", shape=shape),))
+    log = execute(plan, workload, seed=1, time_limit_s=120.0)
+    assert log.violations(workload) == []
+    assert sorted(log.transfers.conversation.tolist()) == [0, 1]
+    assert log.transfers.bytes.max() == 4 * 16 * 2 * 2 * 8 * 128 * 4  # 4 blocks of 16 tokens, K and V of 8 heads of 128, 2 layers
     assert multiprocessing.active_children() == []
 
 

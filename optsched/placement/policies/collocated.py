@@ -37,12 +37,16 @@ class Collocated:
 
     def reservation(self, conversation: ConversationView) -> int:
         """Return the tokens of KV cache to reserve."""
-        return conversation.peak_tokens if self.oracle else conversation.first_turn_tokens + self.extra_tokens
+        return sum(self._need(conversation))
+
+    def _need(self, conversation: ConversationView) -> tuple[int, int]:
+        """Return the tokens needed for certain, and the headroom."""
+        return (conversation.peak_tokens, 0) if self.oracle else (conversation.first_turn_tokens, self.extra_tokens)
 
     def prefill(self, conversation: ConversationView, fleet: FleetView) -> Route | None:
         """Choose the mixed replica of most free tokens that fits, for everything; None: wait."""
         mixed = (replica for replica in fleet.replicas if replica.role == "mixed")
-        chosen = most_free(mixed, self.reservation(conversation))
+        chosen = most_free(mixed, *self._need(conversation))
         return None if chosen is None else Route(chosen.index, chosen.index)
 
     def decode(self, conversation: ConversationView, fleet: FleetView, prefill: int) -> int | None:

@@ -43,7 +43,11 @@ class ConServe:
 
     def reservation(self, conversation: ConversationView) -> int:
         """Return the tokens of KV cache to reserve on the decoder."""
-        return conversation.peak_tokens if self.oracle else conversation.first_turn_tokens + self.extra_tokens
+        return sum(self._need(conversation))
+
+    def _need(self, conversation: ConversationView) -> tuple[int, int]:
+        """Return the tokens needed for certain, and the headroom."""
+        return (conversation.peak_tokens, 0) if self.oracle else (conversation.first_turn_tokens, self.extra_tokens)
 
     def prefill(self, conversation: ConversationView, fleet: FleetView) -> Route | None:
         """Choose the prefiller whose queue is shortest in seconds; the decoder is chosen later."""
@@ -52,5 +56,5 @@ class ConServe:
 
     def decode(self, conversation: ConversationView, fleet: FleetView, prefill: int) -> int | None:
         """Choose the decoder of most free tokens that fits; None: wait."""
-        chosen = most_free(fleet.decoders(), self.reservation(conversation))
+        chosen = most_free(fleet.decoders(), *self._need(conversation))
         return None if chosen is None else chosen.index

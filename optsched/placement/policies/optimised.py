@@ -47,7 +47,7 @@ class Optimised:
             return None
         if replica.index != decode:
             return Route(replica.index)
-        if replica.free_tokens < self.reservation(conversation):
+        if not replica.fits(self.reservation(conversation)):
             return None
         return Route(replica.index, decode)
 

@@ -1,4 +1,5 @@
-# Every target sets up what it needs; the first run installs pinned dependencies into .venv, later runs reuse it.
+# Every target sets up what it needs; the first run installs pinned dependencies into .venv and compiles the kernels,
+# later runs reuse both.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +11,7 @@ DEMO := demo
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/optsched warm-up
 	@touch $@
 
 demo: $(STAMP)
@@ -31,7 +33,7 @@ test-slow: $(STAMP)
 	HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest -q
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest -q tests/benchmarks --override-ini='addopts=' --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+	$(BIN)/python -m pytest -q tests/benchmarks --override-ini='addopts=' --override-ini='python_files=bench_*.py' --benchmark-columns=min,median,max,rounds --benchmark-sort=name
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -346,9 +346,12 @@ def place(
     state = _empty_state(turns, pools, count, replicas)
     out = _empty_schedule(count, turns.first_turn[count], replicas)
     jobs, waiting, joining = _empty_queues(count, replicas), _empty_queues(count, replicas), _empty_queues(count, replicas)
-    events = [(turns.arrival_s[c], c) for c in range(count)]
     due = [NOBODY]
+    # Not a comprehension: numba 0.68 drops a loop that follows one over the same range.
+    events = [(np.inf, NOBODY)]
+    events.clear()
     for c in range(count):
+        events.append((turns.arrival_s[c], c))
         out.turn_arrival_s[turns.first_turn[c]] = turns.arrival_s[c]
     while True:
         now_s = events[0][0] if len(events) > 0 else np.inf

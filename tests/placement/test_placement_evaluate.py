@@ -35,6 +35,10 @@ def test_the_compiled_loop_does_what_a_step_by_step_reading_of_the_rules_does(ca
     naive.run()
     np.testing.assert_allclose(found.schedule.first_token_s, naive.first_token_s, rtol=0, atol=1e-7)
     np.testing.assert_allclose(found.schedule.end_s, naive.end_s, rtol=0, atol=1e-7)
+    work, first = problem.workload, problem.workload.first_turn[:-1]
+    ready = np.concatenate([[0.0], found.schedule.end_s[:-1]]) + work.gap_s
+    ready[first] = work.arrival_s
+    np.testing.assert_allclose(found.schedule.turn_arrival_s, ready, rtol=0, atol=1e-7)
     np.testing.assert_allclose(found.dynamic_j, [engine.energy_j for engine in naive.engines], rtol=1e-9, atol=1e-9)
 
 

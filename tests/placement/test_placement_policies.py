@@ -128,7 +128,7 @@ def test_policies_are_made_by_name_with_their_parameters() -> None:
     assert make_policy("collocated", {"oracle": 0}) == Collocated(oracle=False)
     assert make_policy("optimised", {}, {0: (1, 2)}) == Optimised({0: (1, 2)})
     assert {name: parameter_names(name) for name in POLICIES} == {
-        "collocated": ("oracle", "extra_tokens"),
+        "collocated": ("oracle", "extra_tokens", "admission"),
         "conserve": ("extra_tokens", "oracle"),
         "optimised": (),
     }
@@ -171,3 +171,12 @@ def test_headroom_beyond_a_whole_pool_asks_for_the_whole_pool() -> None:
     conversation = ConversationView(0, 0.0, 300, 5000)
     assert ConServe(extra_tokens=10_000).decode(conversation, FleetView(0.0, (replica(0, "decode", free=1000),)), 0) == 0
     assert ConServe(extra_tokens=10_000).decode(conversation, FleetView(0.0, (replica(0, "decode", free=299),)), 0) is None
+
+
+def test_collocated_without_admission_spreads_conversations_and_never_waits() -> None:
+    fleet = FleetView(0.0, (ReplicaView(0, "mixed", 100, 100, 0, 0.0, 3), ReplicaView(1, "mixed", 100, 100, 0, 0.0, 2)))
+    policy = make_policy("collocated", {"admission": 0})
+    conversation = ConversationView(0, 0.0, 5000, 9000)
+    assert policy.prefill(conversation, fleet) == Route(1, 1)
+    assert policy.reservation(conversation) == 0
+    assert not policy.foresight

@@ -82,6 +82,13 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another():
     assert first.predicted != other.predicted
 
 
+def test_a_lightly_loaded_chat_service_misses_nothing_in_evaluator_and_simulator():
+    planned = plan_scenario(small("chat-l4", conversations=20))
+    assert planned.plan.certificate.value == 0
+    assert planned.plan.certificate.status == "OPTIMAL"
+    assert planned.simulated == 0
+
+
 def test_limits_of_the_fleet_bind():
     scenario = small("swe-agent-a40-conserve")
     with pytest.raises(InfeasibleError, match=r"comes to 900 W, limits.power_w allows 500"):

@@ -59,8 +59,9 @@ def make_policy(
     values = {**defaults, **_check(name, parameters, defaults)}
     if policy is Optimised:
         return Optimised(dict(assignments or {}))
-    built = Collocated if policy is Collocated else ConServe
-    return built(oracle=bool(values["oracle"]), extra_tokens=values["extra_tokens"])
+    if policy is Collocated:
+        return Collocated(bool(values["oracle"]), values["extra_tokens"], bool(values["admission"]))
+    return ConServe(oracle=bool(values["oracle"]), extra_tokens=values["extra_tokens"])
 
 
 def _class(name: str) -> type[Collocated] | type[ConServe] | type[Optimised]:

@@ -139,8 +139,28 @@ def _inputs(
             "give llm and [workload] of the one to place",
             field="service",
         )
+    _refuse_what_is_not_planned(scenario)
     described = describe_workload(scenario.workload, base, trace=trace, rate_per_s=rate_per_s, seed=seed)
     return catalog.llm(scenario.llm), described, load_workload(described)
+
+
+def _refuse_what_is_not_planned(scenario: Scenario) -> None:
+    """Refuse keys that a plan would silently ignore."""
+    unused = {
+        "period": (bool(scenario.periods), "a plan serves one arrival rate; give it with --rate or workload.arrivals"),
+        "current": (scenario.current is not None, "a plan does not weigh the cost of change"),
+        "limits.survive": (
+            scenario.limits.survive != "none",
+            "a plan does not add spare replicas; size [supply] or [[fleet]] for it",
+        ),
+        "engine.chunked_prefill": (
+            not scenario.engine.chunked_prefill and scenario.policy.batching == "vllm-chunked",
+            "policy 'vllm-chunked' computes prompts in chunks; use batching policy 'apt-serve', or raise max_batched_tokens",
+        ),
+    }
+    for field, (given, reason) in unused.items():
+        if given:
+            raise SpecError(f"{reason}; remove the key", field=field)
 
 
 def _drafts(scenario: Scenario, llm: Llm, described: PlanWorkload, policy: PlacementPolicyName) -> list[Plan]:

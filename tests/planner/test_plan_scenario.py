@@ -6,8 +6,9 @@ import pytest
 
 from optsched import catalog, files
 from optsched.domain.plan import Plan
-from optsched.domain.scenario import LatencyTarget
+from optsched.domain.scenario import LatencyTarget, Scenario
 from optsched.errors import InfeasibleError, SpecError
+from optsched.files import validate
 from optsched.planner.candidates import fleets
 from optsched.planner.plan import plan_scenario
 from optsched.planner.replan import with_policy
@@ -87,6 +88,21 @@ def test_a_lightly_loaded_chat_service_misses_nothing_in_evaluator_and_simulator
     assert planned.plan.certificate.value == 0
     assert planned.plan.certificate.status == "OPTIMAL"
     assert planned.simulated == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"period": [{"name": "day", "hours": 24, "rate_per_s": 1}]}, "period: a plan serves one arrival rate"),
+        ({"current": {"fleet": []}}, "current: a plan does not weigh"),
+        ({"limits": {"survive": "node"}}, "limits.survive: a plan does not add spare replicas"),
+        ({"engine": {"chunked_prefill": False}}, "engine.chunked_prefill: policy 'vllm-chunked' computes prompts in chunks"),
+    ],
+)
+def test_what_a_plan_would_ignore_is_refused(change, says):
+    base = small("quickstart").model_dump(by_alias=True)
+    with pytest.raises(SpecError, match=says):
+        plan_scenario(validate(Scenario, {**base, **change}))
 
 
 def test_limits_of_the_fleet_bind():

@@ -16,10 +16,12 @@ from math import fsum
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 
-from optsched.batching.greedy import NO_LIMIT, TAKE_HIDDEN, UPGRADE, density_of, schedules
+from optsched.batching.duals import Rows, best_prices
 from optsched.batching.problem import BatchProblem
+from optsched.batching.threshold import find_break, list_elements, quantise
+from optsched.batching.workspace import Workspace, empty_workspace
 from optsched.compiled import kernel
 
 Array = np.ndarray
@@ -51,83 +53,29 @@ def offers(problem: BatchProblem) -> Offers:
 
 
 @kernel
-def _break_density(
-    pending_s: Float64[Array, " n"],
-    kv_blocks: Int64[Array, " n"],
-    hidden_blocks: Int64[Array, " n"],
-    hidden_penalty_s: Float64[Array, " n"],
-    tokens: Int64[Array, " n"],
-    memory: int,
-    token_budget: int,
-) -> float:
-    """Return the density at which filling the memory in order of marginal density ends; 0 where everything fits."""
-    request, step, order = schedules(pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, tokens, memory, token_budget, False)
-    for e in order:
-        i = request[e]
-        p, m, s, u = pending_s[i], kv_blocks[i], hidden_blocks[i], hidden_penalty_s[i]
-        gain = u if step[e] == UPGRADE else (p - u if step[e] == TAKE_HIDDEN else p)
-        blocks = m - s if step[e] == UPGRADE else (s if step[e] == TAKE_HIDDEN else m)
-        if blocks > memory:
-            return density_of(gain, blocks)
-        memory -= blocks
-    return 0.0
-
-
-def memory_price(problem: BatchProblem) -> float:
-    """Return the optimal price of a block in the relaxation of the memory row alone, in O(n log n)."""
-    budget = NO_LIMIT if problem.token_budget is None else problem.token_budget
-    return float(
-        _break_density(
-            problem.pending_s,
-            problem.kv_blocks,
-            problem.hidden_blocks,
-            problem.hidden_penalty_s,
-            problem.tokens_taken,
-            problem.memory_blocks,
-            budget,
-        )
-    )
-
-
-def _row_prices(problem: BatchProblem) -> Prices:
-    """Return the duals of the linear relaxation with all its rows (HiGHS)."""
-    from scipy.optimize import linprog
-    from scipy.sparse import csr_array, eye_array, hstack, vstack
-
-    offered, num = offers(problem), problem.num_requests
-    values = np.concatenate([problem.pending_s - problem.hidden_penalty_s, problem.pending_s])
-    upper = np.concatenate([offered.hidden, offered.kv]).astype(float)
-    values = np.where(upper > 0, values, 0.0)
-    scale = float(values.max()) or 1.0
-    rows = [np.concatenate([problem.hidden_blocks, problem.kv_blocks])]
-    limits: list[float] = [problem.memory_blocks]
-    if problem.tokens is not None and problem.token_budget is not None:
-        rows.append(np.concatenate([problem.tokens, problem.tokens]))
-        limits.append(problem.token_budget)
-    if problem.max_sequences is not None:
-        rows.append(np.ones(2 * num))
-        limits.append(problem.max_sequences)
-    once = hstack([eye_array(num), eye_array(num)])
-    answer = linprog(
-        -values / scale,
-        A_ub=vstack([csr_array(np.array(rows, float)), once]),
-        b_ub=np.concatenate([limits, np.ones(num)]),
-        bounds=np.column_stack([np.zeros(2 * num), upper]),
-        method="highs",
-    )
-    if answer.status != 0:  # any prices bound; those of the memory row alone need no solver
-        return Prices(memory_price(problem), 0.0, 0.0)
-    duals = iter(np.maximum(0.0, -answer.ineqlin.marginals[: len(rows)]) * scale)
-    block_s = float(next(duals))
-    token_s = float(next(duals)) if problem.token_budget is not None else 0.0
-    return Prices(block_s, token_s, float(next(duals)) if problem.max_sequences is not None else 0.0)
+def _prices(
+    space: Workspace, pending_s: Float64[Array, " n"], hidden_penalty_s: Float64[Array, " n"], rows: Rows, memory_only: bool
+) -> tuple[float, float, float]:
+    """Return optimal prices in seconds: by weighted selection for the memory alone, by vertex descent with more rows."""
+    scale = quantise(space, pending_s, rows.kv_blocks, rows.hidden_blocks, hidden_penalty_s)
+    if scale <= 0.0:
+        return 0.0, 0.0, 0.0
+    if memory_only:
+        elements, total = list_elements(space, rows.kv_blocks, rows.hidden_blocks, rows.memory)
+        price = find_break(space, elements, float(rows.memory)).price if total > rows.memory else 0.0
+        return price / scale, 0.0, 0.0
+    block, token, sequence = best_prices(space, rows)
+    return block / scale, token / scale, sequence / scale
 
 
 def relaxation_prices(problem: BatchProblem) -> Prices:
-    """Return optimal prices of the linear relaxation."""
-    if not problem.has_rows or problem.num_requests == 0:
-        return Prices(memory_price(problem), 0.0, 0.0)
-    return _row_prices(problem)
+    """Return optimal prices of the linear relaxation, in O(n) for the memory row alone."""
+    tokens = problem.tokens_taken.copy()  # writable, like those for which the kernels are compiled already
+    budget = int(tokens.sum()) if problem.token_budget is None else problem.token_budget
+    sequences = problem.num_requests if problem.max_sequences is None else problem.max_sequences
+    rows = Rows(problem.kv_blocks.copy(), problem.hidden_blocks.copy(), tokens, problem.memory_blocks, budget, sequences)
+    space = empty_workspace(problem.num_requests, 1, 1)
+    return Prices(*_prices(space, problem.pending_s.copy(), problem.hidden_penalty_s.copy(), rows, not problem.has_rows))
 
 
 def lagrangian_bound(problem: BatchProblem, prices: Prices) -> float:

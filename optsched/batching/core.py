@@ -2,10 +2,13 @@
 
 Notes
 -----
-At the price nu of a block, every request has a best option; choosing all of them gives the Lagrangian value Z. Any plan is
-worth Z less the losses of its deviations less nu per unused block. Requests are let deviate one after another, the
-cheapest deviation first. A state is a set of deviations, known by its blocks and value; dominated states go, and so do
-those that cannot beat the best plan found. Once the next deviation costs at least the remaining gap, nothing else can.
+At the price nu of a block, the relaxation rounded down is a plan. Any plan is worth its value, plus nu per block that it
+leaves unused, less what its deviations lose. Requests are let deviate one after another, the cheapest deviation first. A
+state is a set of deviations, known by its blocks, its value and its tie value; dominated states go, and so do those
+that cannot beat the best plan found even if the next deviation loses no more than the cheapest one left.
+
+Among plans of the same value the one that leaves out the largest contexts is chosen: the tie value of a plan is minus the
+KV blocks of the selected requests, whichever cache they get.
 
 References
 ----------
@@ -17,166 +20,254 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int8, Int32, Int64
+from jaxtyping import Int8, Int64
 
+from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
+from optsched.batching.heap import pop
+from optsched.batching.workspace import Workspace
 from optsched.compiled import kernel
 
 Array = np.ndarray
 
-
-class Core(NamedTuple):
-    """Requests that may deviate from their best option, the cheapest deviation first.
-
-    Attributes
-    ----------
-    option
-        Up to two other options per request; -1: none.
-    blocks, value, loss
-        What choosing it changes: blocks, value, and Lagrangian value lost.
-    grow, shrink
-        Blocks that this and all later requests can add or release at most.
-    """
-
-    option: Int8[Array, "k 2"]
-    blocks: Int64[Array, "k 2"]
-    value: Float64[Array, "k 2"]
-    loss: Float64[Array, "k 2"]
-    grow: Int64[Array, " k1"]
-    shrink: Int64[Array, " k1"]
-
-
-class States(NamedTuple):
-    """Undominated sets of deviations, by ascending blocks: blocks, value relative to the start, and last deviation."""
-
-    blocks: Int64[Array, " states"]
-    value: Float64[Array, " states"]
-    node: Int32[Array, " states"]
-
-
-class Trail(NamedTuple):
-    """Deviations so that states can be traced back: the previous one, the request in the core, the option."""
-
-    parent: Int32[Array, " nodes"]
-    request: Int32[Array, " nodes"]
-    option: Int8[Array, " nodes"]
+DONE, PAUSED, FULL, TIES_OPEN = 0, 1, 2, 3
+NEVER = np.iinfo(np.int64).max
 
 
 class Search(NamedTuple):
-    """Where the search stands.
+    """Where the search stands; values are in quanta and relative to the start.
 
     Attributes
     ----------
-    next_request, num_nodes, work
-        The next request of the core, nodes used of the trail, states generated.
-    best_value, best_node
-        The best plan: value relative to the start; node -1 is the start itself, -2 the plan known beforehand.
+    code
+        `DONE`; `PAUSED` by the work limit; `FULL`: the workspace must grow; `TIES_OPEN`: the value is proven, the tie is not.
+    side, states, nodes, heap
+        Generation of states in use, their number, nodes of the trail, and requests that may still deviate.
+    work
+        States generated.
+    best_value, best_tie, best_node
+        The best plan; node -1 is the start, -2 a plan known before.
+    most
+        No plan still open is worth more.
     """
 
-    next_request: int
-    num_nodes: int
+    code: int
+    side: int
+    states: int
+    nodes: int
+    heap: int
     work: int
-    best_value: float
+    best_value: int
+    best_tie: int
     best_node: int
+    most: float
 
 
-class Limits(NamedTuple):
-    """Constants of one search.
+@kernel
+def stopped(search: Search, code: int) -> Search:
+    """Return the search with another code."""
+    _, side, states, nodes, heap, work, value, tie, node, most = search
+    return Search(code, side, states, nodes, heap, work, value, tie, node, most)
+
+
+@kernel
+def _improved(search: Search, value: int, tie: int, node: int) -> Search:
+    """Return the search with another best plan."""
+    code, side, states, nodes, heap, work, _, _, _, most = search
+    return Search(code, side, states, nodes, heap, work, value, tie, node, most)
+
+
+class Frame(NamedTuple):
+    """Constants of a search.
 
     Attributes
     ----------
     room
-        Blocks left free by everyone's best option; negative where that over-commits.
-    price, headroom
-        nu, and Z less the value of everyone's best option.
+        Blocks that the start leaves unused, less those that no deviation can use.
+    seats
+        Requests that the start selects less than can be selected at most.
+    price, seat_price, tie_price
+        Value per block, value per selected request, and tie value per block; `tie_price` is NaN where it proves nothing.
     tolerance
-        Improvements below it count as rounding.
+        Improvements up to it count as rounding.
+    divisor
+        All deviations change the value by multiples of it.
+    start_blocks, start_tie
+        Blocks and tie value of the start.
+    ties
+        Whether it matters which plan of the best value is found.
+    tie_work
+        States that may be generated once only the tie is open.
     """
 
     room: int
     price: float
-    headroom: float
+    seats: int
+    seat_price: float
+    tie_price: float
     tolerance: float
+    divisor: int
+    start_blocks: int
+    start_tie: int
+    ties: bool
+    tie_work: int
 
 
 @kernel
-def _grown(trail: Trail, needed: int) -> Trail:
-    """Return a trail with room for `needed` nodes."""
-    size = len(trail.parent)
-    if needed <= size:
-        return trail
-    larger = max(needed, 2 * size)
-    parent, request, option = np.empty(larger, np.int32), np.empty(larger, np.int32), np.empty(larger, np.int8)
-    parent[:size], request[:size], option[:size] = trail.parent, trail.request, trail.option
-    return Trail(parent, request, option)
+def change(
+    gain: Int64[Array, " n"],
+    penalty: Int64[Array, " n"],
+    chosen: Int8[Array, " n"],
+    kv_blocks: Int64[Array, " n"],
+    hidden_blocks: Int64[Array, " n"],
+    i: int,
+    option: int,
+) -> tuple[int, int, int]:
+    """Return what an option adds to the choice at the start for request `i`: blocks, value, and selected requests."""
+    start = chosen[i]
+    blocks = hidden_blocks[i] if option == TAKE_HIDDEN else (kv_blocks[i] if option == TAKE_KV else 0)
+    blocks -= hidden_blocks[i] if start == TAKE_HIDDEN else (kv_blocks[i] if start == TAKE_KV else 0)
+    value = gain[i] * (np.int64(option != SKIP) - np.int64(start != SKIP))
+    value -= penalty[i] * (np.int64(option == TAKE_HIDDEN) - np.int64(start == TAKE_HIDDEN))
+    return blocks, value, int(option != SKIP) - int(start != SKIP)
+
+
+@kernel
+def on_offer(
+    gain: Int64[Array, " n"],
+    penalty: Int64[Array, " n"],
+    kv_blocks: Int64[Array, " n"],
+    hidden_blocks: Int64[Array, " n"],
+    i: int,
+    option: int,
+    memory: int,
+) -> bool:
+    """Tell whether an option fits the memory by itself and no other has no more blocks and no less value."""
+    p, u, m, s = gain[i], penalty[i], kv_blocks[i], hidden_blocks[i]
+    hidden = s < m and s <= memory and p > u
+    if option == TAKE_HIDDEN:
+        return bool(hidden)
+    if option == TAKE_KV:
+        return bool(p > 0 and m <= memory and not (hidden and u == 0))
+    return True
+
+
+@kernel
+def _hopeless(frame: Frame, search: Search, state: tuple[int, int, int, int], next_loss: float) -> bool:
+    """Tell whether no further deviation from a state makes a better plan than the best, ties included."""
+    w, v, t, c = state
+    seats = frame.seat_price * (frame.seats - c)
+    reach = v + frame.price * (frame.room - w) + seats - next_loss
+    value = np.floor((reach + frame.tolerance) / frame.divisor) * frame.divisor
+    if value < search.best_value or reach < search.best_value - frame.tolerance:
+        return True
+    if value > search.best_value and reach > search.best_value + frame.tolerance:
+        return False
+    if not frame.ties:
+        return True
+    # The value can at most be equalled. Equal plans have at least this many blocks, and no fewer KV blocks than blocks:
+    if frame.price > 0.0:
+        blocks = frame.start_blocks + w + (search.best_value - v - seats + next_loss - frame.tolerance) / frame.price
+        if blocks - 1e-6 > -(frame.start_tie + search.best_tie) - 1:
+            return True
+    # Where only deviations that lose nothing can equal it, the tie values have a relaxation of their own.
+    tight = reach <= search.best_value + frame.tolerance and next_loss <= frame.tolerance
+    return tight and t + frame.tie_price * (frame.room - w) <= search.best_tie
 
 
 @kernel
 def _merge(
-    core: Core, k: int, usable: tuple[bool, bool], states: States, trail: Trail, search: Search, limits: Limits
-) -> tuple[States, Trail, int]:
-    """Let request `k` keep or change its option in every state; keep the undominated states that may still win."""
-    n = len(states.blocks)
-    ways = 1 + int(usable[0]) + int(usable[1])
-    trail = _grown(trail, search.num_nodes + ways * n)
-    blocks, value, node = np.empty(ways * n, np.int64), np.empty(ways * n), np.empty(ways * n, np.int32)
-    at = np.zeros(3, np.int64)
-    at[1] = 0 if usable[0] else n
-    at[2] = 0 if usable[1] else n
-    kept, nodes, highest = 0, search.num_nodes, -np.inf
+    space: Workspace,
+    i: int,
+    deviations: tuple[tuple[int, int, int, int, int], tuple[int, int, int, int, int]],
+    frame: Frame,
+    search: Search,
+    next_loss: float,
+) -> Search:
+    """Let request `i` keep or change its option in every state; keep the undominated states that may still win."""
+    n, old, new = search.states, search.side, 1 - search.side
+    (option1, w1, v1, t1, c1), (option2, w2, v2, t2, c2) = deviations
+    at0, at1, at2 = 0, n if option1 < 0 else 0, n if option2 < 0 else 0
+    kept, nodes, most = 0, search.nodes, -np.inf
+    top_value, top_tie = np.int64(-NEVER), np.int64(0)
     while True:
-        way, w, v = -1, np.int64(0), 0.0
-        for a in range(3):
-            if at[a] == n:
-                continue
-            wa = states.blocks[at[a]] + (core.blocks[k, a - 1] if a > 0 else 0)
-            va = states.value[at[a]] + (core.value[k, a - 1] if a > 0 else 0.0)
-            if way < 0 or wa < w or (wa == w and va > v):
-                way, w, v = a, wa, va
-        if way < 0:
+        b0 = space.blocks[old, at0] if at0 < n else NEVER
+        b1 = space.blocks[old, at1] + w1 if at1 < n else NEVER
+        b2 = space.blocks[old, at2] + w2 if at2 < n else NEVER
+        w = min(b0, b1, b2)
+        if w == NEVER:
             break
-        source = at[way]
-        at[way] += 1
-        if v <= highest or w - core.shrink[k + 1] > limits.room:
+        way, source = -1, 0
+        if b0 == w:
+            way, source, at0 = -1, at0, at0 + 1
+            v, t, c = space.value[old, source], space.tie[old, source], space.selected[old, source]
+        elif b1 == w:
+            way, source, at1 = option1, at1, at1 + 1
+            v, t, c = space.value[old, source] + v1, space.tie[old, source] + t1, space.selected[old, source] + c1
+        else:
+            way, source, at2 = option2, at2, at2 + 1
+            v, t, c = space.value[old, source] + v2, space.tie[old, source] + t2, space.selected[old, source] + c2
+        if v < top_value or (v == top_value and t <= top_tie):
             continue
-        unused = max(0, limits.room - w - core.grow[k + 1])
-        reachable = limits.headroom + v - limits.price * (w + unused)
-        if reachable <= search.best_value + limits.tolerance:
+        better = w <= frame.room and (v > search.best_value or (v == search.best_value and t > search.best_tie))
+        if not better and _hopeless(frame, search, (w, v, t, c), next_loss):
             continue
-        highest = v
-        blocks[kept], value[kept], node[kept] = w, v, states.node[source]
-        if way > 0:
-            trail.parent[nodes], trail.request[nodes] = states.node[source], k
-            trail.option[nodes] = core.option[k, way - 1]
-            node[kept] = nodes
-            nodes += 1
+        node = space.node[old, source]
+        if way >= 0:
+            space.parent[nodes], space.request[nodes], space.option[nodes] = node, i, way
+            node, nodes = nodes, nodes + 1
+        if better:
+            search = _improved(search, v, t, node)
+            if _hopeless(frame, search, (w, v, t, c), next_loss):
+                continue
+        top_value, top_tie = v, t
+        if kept > 0 and space.blocks[new, kept - 1] == w:  # as many blocks, more value
+            kept -= 1
+        space.blocks[new, kept], space.value[new, kept], space.tie[new, kept] = w, v, t
+        space.selected[new, kept], space.node[new, kept] = c, node
+        most = max(most, v + frame.price * (frame.room - w) + frame.seat_price * (frame.seats - c) - next_loss)
         kept += 1
-    return States(blocks[:kept].copy(), value[:kept].copy(), node[:kept].copy()), trail, nodes
+    best_value, best_tie, best_node = search.best_value, search.best_tie, search.best_node
+    return Search(search.code, new, kept, nodes, search.heap, search.work, best_value, best_tie, best_node, most)
 
 
 @kernel
 def expand(
-    core: Core, states: States, trail: Trail, search: Search, limits: Limits, work_limit: int
-) -> tuple[States, Trail, Search]:
-    """Go on with the search until it is finished or has generated `work_limit` states in all.
-
-    Returns
-    -------
-    tuple
-        States, trail and search; finished where no state is left or `Search.next_request` is the core's length.
-    """
-    num = len(core.option)
-    k, nodes, work, best_value, best_node = search
-    while k < num and len(states.blocks) > 0 and work < work_limit:
-        gap = limits.headroom - best_value - limits.tolerance
-        if core.loss[k, 0] >= gap:
-            k = num
+    space: Workspace,
+    kv_blocks: Int64[Array, " n"],
+    hidden_blocks: Int64[Array, " n"],
+    memory: int,
+    frame: Frame,
+    search: Search,
+    work_limit: int,
+) -> Search:
+    """Go on with the search until it is finished, the workspace is full, or `work_limit` states have been generated."""
+    capacity, length = space.blocks.shape[1], len(space.parent)
+    while search.heap > 0 and search.states > 0:
+        gap = frame.price * frame.room + frame.seat_price * frame.seats - search.best_value + frame.tolerance
+        if space.loss[0] > gap:
             break
-        usable = (core.option[k, 0] >= 0, core.option[k, 1] >= 0 and core.loss[k, 1] < gap)
-        now = Search(k, nodes, work, best_value, best_node)
-        work += len(states.blocks) * (1 + int(usable[0]) + int(usable[1]))
-        states, trail, nodes = _merge(core, k, usable, states, trail, now, limits)
-        for j in range(len(states.blocks)):
-            if states.blocks[j] <= limits.room and states.value[j] > best_value:
-                best_value, best_node = states.value[j], int(states.node[j])
-        k += 1
-    return states, trail, Search(k, nodes, work, best_value, best_node)
+        if search.work >= work_limit:
+            return stopped(search, PAUSED)
+        if search.most <= search.best_value + frame.tolerance and search.work >= frame.tie_work:
+            return stopped(search, TIES_OPEN)
+        if 3 * search.states > capacity or search.nodes + 2 * search.states > length:
+            return stopped(search, FULL)
+        i = pop(space.loss, space.member, search.heap)
+        heap = search.heap - 1
+        first, second = (-1, 0, 0, 0, 0), (-1, 0, 0, 0, 0)
+        for option in range(3):
+            if option == space.start[i] or not on_offer(space.gain, space.penalty, kv_blocks, hidden_blocks, i, option, memory):
+                continue
+            w, v, c = change(space.gain, space.penalty, space.start, kv_blocks, hidden_blocks, i, option)
+            if frame.price * w + frame.seat_price * c - v > gap:
+                continue
+            if first[0] < 0:
+                first = (option, w, v, -c * kv_blocks[i], c)
+            else:
+                second = (option, w, v, -c * kv_blocks[i], c)
+        ways = 1 + int(first[0] >= 0) + int(second[0] >= 0)
+        code, side, states, nodes, _, work, best_value, best_tie, best_node, most = search
+        search = Search(code, side, states, nodes, heap, work + ways * states, best_value, best_tie, best_node, most)
+        next_loss = space.loss[0] if heap > 0 else np.inf
+        search = _merge(space, i, (first, second), frame, search, next_loss)
+    return stopped(search, DONE)

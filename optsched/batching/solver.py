@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from math import fsum
+from threading import local
 from time import perf_counter
 from typing import Literal, get_args
 
 import numpy as np
 
+from optsched.batching.batch_solver import BatchSolver
 from optsched.batching.bound import upper_bound
-from optsched.batching.exact import solve_memory_row
-from optsched.batching.greedy import NO_LIMIT, select
+from optsched.batching.greedy import NO_LIMIT, TAKE_HIDDEN, select
 from optsched.batching.problem import BatchPlan, BatchProblem
 from optsched.batching.solved import Solved, SolverName, Status, relative_gap
 from optsched.errors import ProblemError, UnknownNameError
 
 Method = Literal["exact", "greedy", "greedy-fill", "milp", "lp"]
 Mode = Literal["right", "paper"]
+
+LEAST_CAPACITY = 1024
+WORK_LIMIT, ROWS_WORK_LIMIT = 50_000_000, 1_000_000  # sets of deviations; about a second, and 30 ms
+_OF_THREAD = local()
 
 ROUNDING = 1e-12  # value and bound closer than this, relatively, are the same number
 
@@ -38,9 +44,9 @@ def solve(
         alone. ``greedy-fill``: goes on after the first misfit. ``milp``: by an integer programming solver. ``lp``: only
         the bound.
     solver
-        Which solver ``milp`` uses, and ``exact`` where the token or sequence row binds.
+        Which solver ``milp`` uses, and ``exact`` where token or sequence rows leave the core unproven.
     time_limit_s
-        When exact methods stop without a proof.
+        When exact methods stop without a proof; ``exact`` stops after about a second of its own accord.
     mode
         Rule by which greedy methods offer hidden cache: ``right`` for any sizes, or the ``paper``'s, p >= 2 u.
 
@@ -106,20 +112,44 @@ Found = tuple[BatchPlan | None, float, str | None, str]  # plan, bound, limit, s
 
 
 def _exact(problem: BatchProblem, solver: SolverName, time_limit_s: float | None) -> Found:
-    """Solve the memory row; where its optimum breaks another row, solve with all rows."""
+    """Solve over the core; what further rows leave unproven there, an integer programming solver goes on with."""
     started = perf_counter()
-    free = BatchProblem(
-        problem.pending_s, problem.kv_blocks, problem.hidden_blocks, problem.hidden_penalty_s, problem.memory_blocks
+    found = _own_solver(problem.num_requests).solve(
+        problem.pending_s,
+        problem.kv_blocks,
+        problem.hidden_blocks,
+        problem.hidden_penalty_s,
+        problem.memory_blocks,
+        tokens=problem.tokens,
+        token_budget=problem.token_budget,
+        max_sequences=problem.max_sequences,
+        time_limit_s=time_limit_s,
+        work_limit=ROWS_WORK_LIMIT if problem.has_rows else WORK_LIMIT,
     )
-    optimum = solve_memory_row(free, greedy_plan(free, fill=True), time_limit_s)
-    if not optimum.plan.violations(problem):
-        return optimum.plan, optimum.bound, optimum.limit, "core"
-    left = None if time_limit_s is None else max(1e-3, time_limit_s - (perf_counter() - started))
-    plan, bound, limit, name = _milp(problem, solver, left)
-    fallback = greedy_plan(problem, fill=True)
-    if plan is None or (limit is not None and plan.value(problem) < fallback.value(problem)):
-        plan = fallback
-    return plan, min(bound, optimum.bound), limit, f"core, {name}"
+    plan = BatchPlan(found.choice)
+    if found.status is Status.OPTIMAL:
+        return plan, _value(problem, plan), found.limit, "core"
+    plans, bound, limit, name = [plan, greedy_plan(problem, fill=True)], found.bound, found.limit, "core"
+    if problem.has_rows and limit == "work":
+        left = None if time_limit_s is None else max(1e-3, time_limit_s - (perf_counter() - started))
+        other, above, limit, name = _milp(problem, solver, left)
+        plans, bound, name = [*plans, *([other] if other else [])], min(bound, above), f"core, {name}"
+    return max(plans, key=lambda one: _value(problem, one)), bound, limit, name
+
+
+def _own_solver(requests: int) -> BatchSolver:
+    """Return this thread's solver, with room for that many requests."""
+    solver: BatchSolver | None = getattr(_OF_THREAD, "solver", None)
+    if solver is None or solver.capacity < requests:
+        solver = _OF_THREAD.solver = BatchSolver(max(LEAST_CAPACITY, 2 * requests))
+    return solver
+
+
+def _value(problem: BatchProblem, plan: BatchPlan) -> float:
+    """Return a plan's value, the same number as `BatchPlan.value`: the sum is rounded once."""
+    selected = np.flatnonzero(plan.choice)
+    penalties = np.where(plan.choice[selected] == TAKE_HIDDEN, problem.hidden_penalty_s[selected], 0.0)
+    return fsum((problem.pending_s[selected] - penalties).tolist())
 
 
 def _milp(problem: BatchProblem, solver: SolverName, time_limit_s: float | None) -> Found:
@@ -137,7 +167,7 @@ def _solved(
 ) -> Solved:
     if plan is None:
         return Solved(None, Status.NO_PLAN, None, bound, None, limit, solver, runtime_s)
-    value = plan.value(problem)
+    value = _value(problem, plan)
     if abs(bound - value) <= ROUNDING * abs(value):
         bound = value
     status = Status.OPTIMAL if bound <= value else Status.FEASIBLE

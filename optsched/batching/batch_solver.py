@@ -1,0 +1,232 @@
+"""The exact solver for engines: buffers allocated once, the GIL released while it works, safe to call from threads."""
+
+from __future__ import annotations
+
+from threading import Lock
+from time import perf_counter
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Float64, Int8, Int64
+
+from optsched.batching.core import DONE, FULL, PAUSED, TIES_OPEN, expand
+from optsched.batching.duals import Rows
+from optsched.batching.greedy import NO_LIMIT, select
+from optsched.batching.memory_row import Setting, read_off, solve_memory_row, worth
+from optsched.batching.problem import BatchProblem
+from optsched.batching.rows import empty_deviations, solve_rows
+from optsched.batching.solved import Status
+from optsched.batching.workspace import empty_workspace, with_more_states
+from optsched.errors import ProblemError, UnknownNameError
+
+Array = np.ndarray
+Ties = Literal["free-largest", "any"]
+
+STATES, NODES = 1 << 16, 1 << 17  # room at first; a hard problem makes it grow
+WORK_LIMIT = 50_000_000  # states; about half a second
+ROWS_WORK_LIMIT = 150_000  # branches; a few milliseconds
+WORK_BETWEEN_CLOCK_READINGS = 1_000_000
+
+
+class Composition(NamedTuple):
+    """Which requests go into the batch, and the proof.
+
+    Attributes
+    ----------
+    status
+        OPTIMAL, or FEASIBLE where a limit was hit.
+    value, bound
+        Seconds: of the plan, and no plan is worth more.
+    limit
+        What stopped the search: ``time``, ``work``, or ``ties``: the value is proven, the choice among equals is not.
+    choice
+        Per request: 0 skip, 1 hidden, 2 KV.
+    """
+
+    status: Status
+    value: float
+    bound: float
+    limit: str | None
+    choice: Int8[Array, " n"]
+
+
+class BatchSolver:
+    """Solve one iteration's batch problem after another without allocating.
+
+    Parameters
+    ----------
+    capacity
+        The most requests of a problem.
+    ties
+        Among plans of the same value: ``free-largest`` leaves out the largest contexts (the fewest KV blocks over the
+        selected requests, whichever cache they get); ``any`` takes the first found. Values count as the same where
+        they are: round pending times first (to a millisecond, say) where near-ties should be ties. With token or
+        sequence rows the criterion chooses among the optima that the search meets.
+
+    Raises
+    ------
+    ProblemError
+        If the capacity is negative.
+    UnknownNameError
+        If there is no such criterion.
+
+    Notes
+    -----
+    The work runs in compiled code without the GIL. Calls on one instance from several threads take turns; give each thread
+    its own instance to run them at once. The buffers take about 100 bytes per request and 10 MB; hard problems make them
+    grow.
+
+    Examples
+    --------
+    >>> solver = BatchSolver(1000)
+    >>> p, u = np.array([3.0, 2.0]), np.array([0.5, 0.1])
+    >>> m, s = np.array([4, 4]), np.array([2, 2])
+    >>> found = solver.solve(p, m, s, u, 6)
+    >>> found.choice.tolist(), found.value
+    ([2, 1], 4.9)
+    """
+
+    def __init__(self, capacity: int, ties: Ties = "free-largest") -> None:
+        if capacity < 0:
+            raise ProblemError(f"capacity is {capacity}; it must not be negative. Give the most requests of a problem.")
+        if ties not in get_args(Ties):
+            raise UnknownNameError("ties", ties, get_args(Ties))
+        self.capacity = capacity
+        self._ties = ties == "free-largest"
+        self._space = empty_workspace(capacity, STATES, NODES)
+        self._deviations = empty_deviations()
+        self._no_tokens = np.zeros(capacity, np.int64)
+        self._lock = Lock()
+
+    def solve(
+        self,
+        pending_s: Float64[Array, " n"],
+        kv_blocks: Int64[Array, " n"],
+        hidden_blocks: Int64[Array, " n"],
+        hidden_penalty_s: Float64[Array, " n"],
+        memory_blocks: int,
+        *,
+        tokens: Int64[Array, " n"] | None = None,
+        token_budget: int | None = None,
+        max_sequences: int | None = None,
+        time_limit_s: float | None = None,
+        work_limit: int | None = None,
+        choice: Int8[Array, " n"] | None = None,
+    ) -> Composition:
+        """Choose the batch of largest value; see `optsched.batching.problem.BatchProblem` for the data.
+
+        Parameters
+        ----------
+        pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, tokens
+            Contiguous, writable float64 and int64 arrays are used as they are, and not changed; others are copied.
+        time_limit_s, work_limit
+            When to stop without a proof: seconds, read every few milliseconds, and sets of deviations looked at; by
+            default about half a second with the memory row, a few milliseconds with more rows.
+        choice
+            Where to write the choice; None allocates it.
+
+        Returns
+        -------
+        Composition
+            Optimal up to rounding of 1e-12, relatively, or FEASIBLE with a bound.
+
+        Raises
+        ------
+        ProblemError
+            If there are more requests than the capacity, or the data contradict each other.
+        """
+        num = len(pending_s)
+        if num > self.capacity:
+            raise ProblemError(
+                f"The problem has {num} requests; this solver has room for {self.capacity}. Make one with a larger capacity."
+            )
+        p, u = _writable(pending_s, np.float64), _writable(hidden_penalty_s, np.float64)
+        m, s = _writable(kv_blocks, np.int64), _writable(hidden_blocks, np.int64)
+        token = self._no_tokens[:num] if tokens is None else _writable(tokens, np.int64)
+        out = np.empty(num, np.int8) if choice is None else choice
+        if not len(m) == len(s) == len(u) == len(token) == len(out) or (tokens is None) != (token_budget is None):
+            BatchProblem(p, m, s, u, memory_blocks, tokens, token_budget, max_sequences)
+            raise ProblemError(f"choice has {len(out)} entries, pending_s {num}; there must be one per request.")
+        budget = NO_LIMIT if token_budget is None else token_budget
+        sequences = NO_LIMIT if max_sequences is None else max_sequences
+        with self._lock:
+            limit, bound, value, scale = self._memory_row(p, m, s, u, memory_blocks, out, time_limit_s, work_limit)
+            if scale < 0.0 or budget < 0 or sequences < 0:
+                BatchProblem(p, m, s, u, memory_blocks, tokens, token_budget, max_sequences)
+            if (tokens is not None or max_sequences is not None) and _breaks(out, token, budget, sequences):
+                select(p, m, s, u, token, memory_blocks, budget, sequences, False, True, out)
+                rows = Rows(m, s, token, memory_blocks, min(budget, int(token.sum())), min(sequences, num))
+                limit, above, value = self._rows(p, u, rows, out, time_limit_s, work_limit)
+                bound = min(bound, above)
+        if limit is None or limit == "ties":
+            return Composition(Status.OPTIMAL, value, value, limit, out)
+        return Composition(Status.FEASIBLE, value, max(value, bound), limit, out)
+
+    def _memory_row(
+        self,
+        p: Float64[Array, " n"],
+        m: Int64[Array, " n"],
+        s: Int64[Array, " n"],
+        u: Float64[Array, " n"],
+        memory: int,
+        out: Int8[Array, " n"],
+        time_limit_s: float | None,
+        work_limit: int | None,
+    ) -> tuple[str | None, float, float, float]:
+        """Solve the memory row; return what stopped it, the bound, the value, and quanta per second."""
+        started, most = perf_counter(), WORK_LIMIT if work_limit is None else work_limit
+        pause = min(most, WORK_BETWEEN_CLOCK_READINGS)
+        setting, value = solve_memory_row(self._space, p, m, s, u, memory, self._ties, pause, out)
+        setting = Setting(*setting)
+        frame, search, limit = setting.frame, setting.search, None
+        if search.code == DONE:
+            return None, value, value, setting.scale
+        while search.code in (FULL, PAUSED):
+            if search.code == FULL:
+                self._space = with_more_states(self._space, search.side, search.states, search.nodes)
+            elif search.work >= most:
+                limit = "work"
+                break
+            elif time_limit_s is not None and perf_counter() - started >= time_limit_s:
+                limit = "time"
+                break
+            pause = min(most, search.work + WORK_BETWEEN_CLOCK_READINGS)
+            search = expand(self._space, m, s, memory, frame, search, pause)
+        read_off(self._space, search, out)
+        value = worth(p, u, out)
+        if search.code == TIES_OPEN:
+            limit = "ties"
+        bound = (setting.start_value + max(search.most, search.best_value) + frame.tolerance) / setting.scale
+        return limit, value if limit in (None, "ties") else max(value, bound), value, setting.scale
+
+    def _rows(
+        self,
+        p: Float64[Array, " n"],
+        u: Float64[Array, " n"],
+        rows: Rows,
+        out: Int8[Array, " n"],
+        time_limit_s: float | None,
+        work_limit: int | None,
+    ) -> tuple[str | None, float, float]:
+        """Solve with all rows, from the plan in `out`; return what stopped it, the bound, and the value."""
+        started, most = perf_counter(), ROWS_WORK_LIMIT if work_limit is None else work_limit
+        allowed = min(most, ROWS_WORK_LIMIT)
+        while True:  # each attempt starts from the plan of the one before
+            proven, value, bound = solve_rows(self._space, self._deviations, p, u, rows, allowed, out)
+            if proven or allowed >= most:
+                return None if proven else "work", bound, value
+            if time_limit_s is not None and perf_counter() - started >= time_limit_s:
+                return "time", bound, value
+            allowed = min(most, 4 * allowed)
+
+
+def _writable(values: Array, dtype: type[np.generic]) -> Array:
+    """Return the array itself if compiled code can take it: for read-only arrays it would be compiled once more."""
+    array = np.ascontiguousarray(values, dtype)
+    return array if array.flags.writeable else array.copy()
+
+
+def _breaks(choice: Int8[Array, " n"], tokens: Int64[Array, " n"], budget: int, sequences: int) -> bool:
+    """Tell whether a plan needs more tokens or sequences than there are."""
+    selected = choice != 0
+    return int(selected.sum()) > sequences or (budget != NO_LIMIT and int(tokens[selected].sum()) > budget)

@@ -46,9 +46,8 @@ def _names(folders: Iterator[Path]) -> list[str]:
 
 def _find(record: type[RecordT], schema: str, folders: list[Path], name: str, knob: str) -> RecordT:
     for folder in folders:
-        path = folder / f"{name}.toml"
-        if path.is_file():
-            return load(record, schema, path)
+        if f"{name}.toml" in {path.name for path in folder.glob("*.toml")}:
+            return load(record, schema, folder / f"{name}.toml")
     raise UnknownNameError(schema, name, _names(iter(folders)), knob)
 
 
@@ -176,10 +175,9 @@ def scenario_path(name: str) -> Path:
         if not path.is_file():
             raise SpecError("no such file; check the path, or use a packaged name from 'optsched show scenarios'", file=path)
         return path
-    packaged = data_root() / "instances" / "scenarios" / f"{name}.toml"
-    if not packaged.is_file():
+    if name not in scenarios():
         raise UnknownNameError("scenario", name, scenarios(), "Or give the path of a scenario file.")
-    return packaged
+    return data_root() / "instances" / "scenarios" / f"{name}.toml"
 
 
 def scenario(name: str) -> Scenario:

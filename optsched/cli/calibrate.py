@@ -58,6 +58,8 @@ def calibrate(
     from optsched.runtime.device import check_device
 
     budget_s = positive("--seconds", seconds) or seconds
+    if not llm:
+        raise SpecError("name at least one llm to measure", field="--llm")
     if replicas < 1:
         raise SpecError(f"{replicas}: measure at least one worker", field="--replicas")
     gpu = catalog.gpu(tier.partition("@")[0])

@@ -18,6 +18,7 @@ from optsched.domain.step_law import StepLaw
 from optsched.errors import SpecError
 
 CHUNK_TOKENS = 2048  # the token budget of a step unless an engine says otherwise
+MAX_CHUNKS = 1_000_000  # steps of one prefill: all of them are evaluated at once, in some 100 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,17 @@ def prefill_chunks(llm: Llm, prompt_tokens: int, chunk_tokens: int, context_toke
         New tokens, and tokens already cached before them.
     chunk_tokens
         Most new tokens of a step.
+
+    Raises
+    ------
+    SpecError
+        If that takes more than `MAX_CHUNKS` steps.
     """
+    if (steps := -(-prompt_tokens // chunk_tokens)) > MAX_CHUNKS:
+        raise SpecError(
+            f"a prompt of {prompt_tokens} tokens in chunks of {chunk_tokens} takes {steps} steps, more than {MAX_CHUNKS}; "
+            "lower the prompt, or raise the chunk"
+        )
     starts = np.arange(0, prompt_tokens, chunk_tokens, dtype=float)
     sizes = np.minimum(float(chunk_tokens), prompt_tokens - starts)
     pairs = attended_pairs(sizes, context_tokens + starts, llm.sliding_window)

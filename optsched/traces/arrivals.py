@@ -9,6 +9,8 @@ from optsched.domain.workload import Arrivals
 from optsched.errors import SpecError
 
 Array = np.ndarray
+LATEST_S = 1e8
+"""The latest arrival, about three years: a double still tells moments 15 ns apart there."""
 
 
 def arrival_times(arrivals: Arrivals, count: int, recorded: Float64[Array, " C"] | None = None) -> Float64[Array, " C"]:
@@ -30,7 +32,8 @@ def arrival_times(arrivals: Arrivals, count: int, recorded: Float64[Array, " C"]
     Raises
     ------
     SpecError
-        If process ``trace`` has no times, fewer than `count`, or is to be rescaled although all of them are equal.
+        If process ``trace`` has no times, fewer than `count`, or is to be rescaled although all of them are equal;
+        or if the last arrival lies beyond `LATEST_S`.
     """
     if arrivals.process == "burst":
         return np.zeros(count)
@@ -44,7 +47,18 @@ def arrival_times(arrivals: Arrivals, count: int, recorded: Float64[Array, " C"]
         gaps = generator.gamma(shape, 1.0 / shape, count)
     else:
         gaps = np.ones(count)
-    return np.asarray(np.cumsum(gaps) / (arrivals.rate_per_s or 1.0))
+    rate_per_s = arrivals.rate_per_s or 1.0
+    _check_span(float(gaps.sum()), rate_per_s, count)
+    return np.asarray(np.cumsum(gaps) / rate_per_s)
+
+
+def _check_span(gaps: float, rate_per_s: float, count: int) -> None:
+    """Refuse a last arrival, `gaps` mean gaps after the first moment, that comes too late."""
+    if gaps > LATEST_S * rate_per_s:
+        raise SpecError(
+            f"{rate_per_s:g}: the last of {count} conversations would arrive after more than {LATEST_S:g} s; raise the rate",
+            field="workload.arrivals.rate_per_s",
+        )
 
 
 def _recorded(arrivals: Arrivals, count: int, recorded: Float64[Array, " C"] | None) -> Float64[Array, " C"]:
@@ -64,5 +78,6 @@ def _recorded(arrivals: Arrivals, count: int, recorded: Float64[Array, " C"] | N
             "process 'trace': all recorded arrivals are at one time and cannot be rescaled; leave rate_per_s out",
             field="workload.arrivals.rate_per_s",
         )
+    _check_span(count - 1, arrivals.rate_per_s, count)
     # The mean recorded gap is the span over the number of gaps.
     return np.asarray(times[0] + (times - times[0]) * ((count - 1) / (span * arrivals.rate_per_s)))

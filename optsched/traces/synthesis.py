@@ -9,6 +9,8 @@ from optsched.domain.workload import LengthQuantiles, Recipe, Workload
 from optsched.errors import SpecError
 
 Array = np.ndarray
+MAX_CONVERSATIONS = 10_000_000
+"""More than a workload in memory should have: five turns each take some GB."""
 _NUM_TURNS, _NEW, _OUTPUT, _GAP = range(4)
 # Keeps the streams of lengths apart from that of the arrivals, which are drawn from the bare seed.
 _LENGTHS = 1
@@ -34,10 +36,11 @@ def synthesise(recipe: Recipe, conversations: int, seed: int) -> Workload:
     Raises
     ------
     SpecError
-        If fewer than one conversation is asked for.
+        If fewer than one conversation is asked for, or more than `MAX_CONVERSATIONS`.
     """
-    if conversations < 1:
-        raise SpecError(f"{conversations} conversations: draw at least 1", field="conversations")
+    if not 1 <= conversations <= MAX_CONVERSATIONS:
+        rule = "draw at least 1" if conversations < 1 else f"draw at most {MAX_CONVERSATIONS}"
+        raise SpecError(f"{conversations} conversations: {rule}", field="conversations")
     sizes = _num_turns(recipe, conversations, seed)
     columns = [
         (

@@ -83,6 +83,14 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another():
     assert first.predicted != other.predicted
 
 
+def test_arrivals_years_apart_do_not_let_rounding_break_the_certificate():
+    scenario = catalog.scenario("quickstart")
+    for seed in (4, 6, 7):
+        proof = plan_scenario(scenario, rate_per_s=3e-7, seed=seed).plan.certificate
+        assert proof.bound <= proof.value
+        assert proof.value == pytest.approx(proof.bound, rel=1e-6)
+
+
 def test_a_lightly_loaded_chat_service_misses_nothing_in_evaluator_and_simulator():
     planned = plan_scenario(small("chat-l4", conversations=20))
     assert planned.plan.certificate.value == 0

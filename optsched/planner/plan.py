@@ -20,7 +20,7 @@ from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, OptschedError, PlanError, SpecError
 from optsched.files import canonical_sha256
 from optsched.placement.policies import parameter_names
-from optsched.placement.problem import PlacementPlan
+from optsched.placement.problem import PlacementPlan, percentile_95
 from optsched.planner.candidates import fleets
 from optsched.planner.certify import bound_of, certify
 from optsched.planner.optimise import optimise, place
@@ -118,7 +118,7 @@ def plan_scenario(
         raise failure or InfeasibleError("No fleet of the supply can serve this scenario. Raise a count in [supply].")
     objective = scenario.objective.minimise[0]
     plan = _finish(best, workload, objective, min(bounds), solver)
-    simulated = simulated_value(objective, measure_plan(plan, best.log, workload), workload)
+    simulated = simulated_value(objective, measure_plan(plan, best.log, workload), workload, best.log)
     return Planned(plan, workload, best.log, simulated, min(len(drafts), MAX_SIMULATED))
 
 
@@ -229,12 +229,13 @@ def objective_value(objective: Objective, draft: Plan, metrics: Metrics) -> floa
     return float("inf") if value is None else value
 
 
-def simulated_value(objective: Objective, metrics: Metrics, workload: Workload) -> float:
+def simulated_value(objective: Objective, metrics: Metrics, workload: Workload, log: ExecutionLog) -> float:
     """Return the simulated counterpart of a certificate's value, in its unit (J, s, conversations or USD)."""
     if objective == "energy":
         return metrics.energy_j or 0.0
     if objective == "ttfet":
-        return metrics.ttfet_s.p95 or 0.0
+        # The placement layer's percentile does not interpolate, the figures' does.
+        return percentile_95(log.first_token_s[workload.first_turn[1:] - 1] - workload.arrival_s)
     if objective == "slo_misses":
         return (1 - metrics.slo_attainment) * workload.num_conversations
     return (metrics.cost_usd_per_hour or 0.0) * metrics.makespan_s / 3600

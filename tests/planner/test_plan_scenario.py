@@ -91,6 +91,13 @@ def test_arrivals_years_apart_do_not_let_rounding_break_the_certificate():
         assert proof.value == pytest.approx(proof.bound, rel=1e-6)
 
 
+def test_the_simulated_ttfet_is_the_percentile_of_its_certificate():
+    scenario = catalog.scenario("quickstart")
+    for seed in (1, 2, 3):
+        planned = plan_scenario(scenario, rate_per_s=0.01, seed=seed)
+        assert planned.simulated >= planned.plan.certificate.bound * (1 - 1e-9)
+
+
 def test_a_lightly_loaded_chat_service_misses_nothing_in_evaluator_and_simulator():
     planned = plan_scenario(small("chat-l4", conversations=20))
     assert planned.plan.certificate.value == 0

@@ -25,6 +25,7 @@ Ties = Literal["free-largest", "any"]
 STATES, NODES = 1 << 16, 1 << 17  # room at first; a hard problem makes it grow
 WORK_LIMIT = 50_000_000  # states; about half a second
 ROWS_WORK_LIMIT = 150_000  # branches; a few milliseconds
+MEMORY_FIRST = 100_000  # states for the memory row alone, where there are others
 WORK_BETWEEN_CLOCK_READINGS = 1_000_000
 
 
@@ -150,11 +151,15 @@ class BatchSolver:
         budget = NO_LIMIT if token_budget is None else token_budget
         sequences = NO_LIMIT if max_sequences is None else max_sequences
         with self._lock:
-            limit, bound, value, scale = self._memory_row(p, m, s, u, memory_blocks, out, time_limit_s, work_limit)
+            rowed = tokens is not None or max_sequences is not None
+            first = min(MEMORY_FIRST, ROWS_WORK_LIMIT if work_limit is None else work_limit) if rowed else work_limit
+            limit, bound, value, scale = self._memory_row(p, m, s, u, memory_blocks, out, time_limit_s, first)
             if scale < 0.0 or budget < 0 or sequences < 0:
                 BatchProblem(p, m, s, u, memory_blocks, tokens, token_budget, max_sequences)
-            if (tokens is not None or max_sequences is not None) and _breaks(out, token, budget, sequences):
-                select(p, m, s, u, token, memory_blocks, budget, sequences, False, True, out)
+            broken = rowed and _breaks(out, token, budget, sequences)
+            if broken or (rowed and limit in ("work", "time")):
+                if broken:
+                    select(p, m, s, u, token, memory_blocks, budget, sequences, False, True, out)
                 rows = Rows(m, s, token, memory_blocks, min(budget, int(token.sum())), min(sequences, num))
                 limit, above, value = self._rows(p, u, rows, out, time_limit_s, work_limit)
                 bound = min(bound, above)

@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int8, Int64
 
 from optsched.batching.core import change
 from optsched.batching.duals import Rows, allowed, best_prices, choose
-from optsched.batching.greedy import TAKE_HIDDEN
+from optsched.batching.greedy import TAKE_HIDDEN, TAKE_KV
 from optsched.batching.heap import heapify, pop
 from optsched.batching.memory_row import ROUNDING, ROUNDING_QUANTA, plan_worth, worth
 from optsched.batching.threshold import quantise
@@ -184,6 +184,27 @@ def _spread(deviations: Deviations, num: int, spread: Int64[Array, "2 3"]) -> No
 
 
 @kernel
+def _fill_ties(
+    space: Workspace, rows: Rows, prices: tuple[float, float, float], left: tuple[float, float, float], tolerance: float
+) -> tuple[float, float, float]:
+    """Make deviations that lose nothing part of the start while the rows have room; return what is left then."""
+    gain, penalty, start = space.gain, space.penalty, space.start
+    limits, (blocks, tokens, seats) = (rows.memory, rows.token_budget, rows.max_sequences), left
+    for i in range(len(rows.kv_blocks)):
+        token = rows.tokens[i]
+        hidden, kv = allowed(gain[i], penalty[i], rows.kv_blocks[i], rows.hidden_blocks[i], token, limits)
+        for option in (TAKE_HIDDEN, TAKE_KV):
+            if option == start[i] or not (hidden if option == TAKE_HIDDEN else kv):
+                continue
+            w, v, c = change(gain, penalty, start, rows.kv_blocks, rows.hidden_blocks, i, option)
+            lost = prices[0] * w + (prices[1] * token + prices[2]) * c - v
+            if lost <= tolerance and 0 <= w <= blocks and c * token <= tokens and 0 <= c <= seats:
+                start[i] = option
+                blocks, tokens, seats = blocks - w, tokens - c * token, seats - c
+    return blocks, tokens, seats
+
+
+@kernel
 def solve_rows(
     space: Workspace,
     deviations: Deviations,
@@ -212,10 +233,13 @@ def solve_rows(
         return True, 0.0, 0.0
     prices = best_prices(space, rows)
     left = choose(space, rows, prices)
+    start, _, _ = plan_worth(space, rows.kv_blocks, space.start)
+    most = prices[0] * left[0] + prices[1] * left[1] + prices[2] * left[2]
+    tolerance = ROUNDING_QUANTA + ROUNDING * (start + most)
+    left = _fill_ties(space, rows, prices, left, tolerance)
     start, start_tie, _ = plan_worth(space, rows.kv_blocks, space.start)
     known, known_tie, _ = plan_worth(space, rows.kv_blocks, choice)
     most = prices[0] * left[0] + prices[1] * left[1] + prices[2] * left[2]
-    tolerance = ROUNDING_QUANTA + ROUNDING * (start + most)
     heap, num, delta, aim = _losses(space, rows, prices), 0, 0.0, FIRST_DEVIATIONS
     spread = np.empty((2, 3), np.int64)
     found = Found(known - start, known_tie - start_tie, -1, 0, True)

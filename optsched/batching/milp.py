@@ -124,7 +124,14 @@ class BatchFormulation:
         return plan
 
 
-def _solver(name: SolverName, time_limit_s: float | None) -> pulp.LpSolver:
+def make_solver(name: SolverName, time_limit_s: float | None) -> pulp.LpSolver:
+    """Return a solver that stops at gap 0 or at the time limit.
+
+    Raises
+    ------
+    SolverUnavailableError
+        If it is not installed.
+    """
     if name == "highs":
         solver = pulp.HiGHS(
             msg=False, timeLimit=time_limit_s, gapRel=0.0, gapAbs=0.0, threads=1,
@@ -157,7 +164,7 @@ def solve_milp(problem: BatchProblem, solver: SolverName = "highs", time_limit_s
     SolveError
         If its answer breaks the problem.
     """
-    engine = _solver(solver, time_limit_s)
+    engine = make_solver(solver, time_limit_s)
     formulation = BatchFormulation(problem)
     program = formulation.program
     program.solve(engine)

@@ -171,7 +171,7 @@ def scenario_path(name: str) -> Path:
         If it is neither.
     """
     path = Path(name)
-    if path.suffix == ".toml" or os.sep in name:
+    if path.suffix == ".toml" or os.sep in name or os.path.isfile(name):
         if not path.is_file():
             raise SpecError("no such file; check the path, or use a packaged name from 'optsched show scenarios'", file=path)
         return path

@@ -62,7 +62,10 @@ def calibrate(
         raise SpecError("name at least one llm to measure", field="--llm")
     if replicas < 1:
         raise SpecError(f"{replicas}: measure at least one worker", field="--replicas")
-    gpu = catalog.gpu(tier.partition("@")[0])
+    card, _, cap = tier.partition("@")
+    if cap:
+        raise SpecError(f"{tier!r}: a power cap cannot be set here; name the gpu alone, {card!r}", field="--tier")
+    gpu = catalog.gpu(card)
     if not gpu.shared_host:
         raise SpecError(
             f"{gpu.name!r} does not stand for this machine; only shared-host tiers are measured: local-cpu", field="--tier"
@@ -72,6 +75,8 @@ def calibrate(
     target = out or catalog.user_models() / "gpus" / f"{gpu.name}.toml"
     if out is None:
         _make_folder(target.parent)
+    elif not target.parent.is_dir():
+        raise SpecError("no such folder; make it, or choose another --out", file=target.parent)
     measured: list[tuple[Llm, Measured, FitReport]] = []
     for shape in shapes:
         measured.append((shape, *_measure(gpu, shape, replicas, seed, budget_s, device)))

@@ -193,6 +193,12 @@ class Plan(Frozen):
         seen = [item.conversation for item in self.placement.assignments]
         if len(set(seen)) != len(seen):
             broken.append("a conversation is assigned twice; it is placed once and pinned")
+        known = self.workload.conversations
+        if known is not None and any(not 0 <= index < known for index in seen):
+            broken.append(f"a conversation is assigned that the workload of {known} does not have")
+        value, bound = self.certificate.value, self.certificate.bound
+        if bound > value * (1 + 1e-9):
+            broken.append(f"its certificate's bound {bound:g} lies above its value {value:g}; plan it again")
         return broken
 
     @staticmethod

@@ -11,7 +11,7 @@ from optsched.domain.scenario import FleetEntry, Role, Scenario
 from optsched.errors import InfeasibleError
 from optsched.planner.replicas import smallest_tp
 
-ALL_MIXED = frozenset({"collocated", "adaptive"})
+ALL_MIXED = frozenset({"collocated"})
 
 
 def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, ...]]:

@@ -11,7 +11,9 @@ from optsched.domain.hardware import Tier
 from optsched.domain.llm import Llm
 from optsched.domain.plan import PlanLink, PlanReplica, Standalone
 from optsched.domain.scenario import FleetEntry, Role, Scenario
-from optsched.errors import InfeasibleError
+from optsched.errors import InfeasibleError, SpecError
+
+MAX_REPLICAS = 512
 
 
 def smallest_tp(llm: Llm, gpu: str, limit: int) -> int:
@@ -63,7 +65,16 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
 
 
 def make_replicas(llm: Llm, fleet: Sequence[FleetEntry], block_tokens: int) -> tuple[PlanReplica, ...]:
-    """Return the replicas of a fleet, named ``role-N`` in order."""
+    """Return the replicas of a fleet, named ``role-N`` in order.
+
+    Raises
+    ------
+    SpecError
+        If there are more than `MAX_REPLICAS`.
+    """
+    number = sum(entry.count for entry in fleet)
+    if number > MAX_REPLICAS:
+        raise SpecError(f"a plan names every replica, {number:,} are too many (at most {MAX_REPLICAS:,}); lower the counts")
     made: list[PlanReplica] = []
     count: dict[Role, int] = {}
     for entry in fleet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from optsched.batching.policies import policy_parameters
 from optsched.domain.plan import Plan, PlanLlm, PlanReplica
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError
@@ -29,7 +30,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
     for replica in plan.replicas:
         _refuse_what_cannot_run(replica, llms[replica.llm], workload)
     _refuse_what_cannot_fit(plan, workload)
-    parameters = plan.batching.parameters
+    parameters = policy_parameters(plan.batching.parameters)
     return [
         Setup(
             index=index,
@@ -45,8 +46,8 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
                 max_batched_tokens=replica.max_batched_tokens or plan.engine.max_batched_tokens,
                 max_sequences=plan.engine.max_sequences,
                 rho_s_per_block=plan.batching.rho_s_per_block,
-                ttft_slo_s=float(parameters.get("ttft_slo_s", 1.0)),
-                tbt_slo_s=float(parameters.get("tbt_slo_s", 1.0)),
+                ttft_slo_s=parameters["ttft_slo_s"],
+                tbt_slo_s=parameters["tbt_slo_s"],
             ),
             device=device,
             rendezvous="",

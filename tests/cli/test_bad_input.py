@@ -55,12 +55,14 @@ class Case:
     write: Callable[[Path], None] = lambda folder: None
 
 
-def scenario(name: str, says: str, old: str, new: str, *, command: str = "plan", code: int = 1) -> Case:
+def scenario(
+    name: str, says: str, old: str, new: str, *, command: str = "plan", code: int = 1, extra: tuple[str, str] = ("", "")
+) -> Case:
     """Return a case whose scenario file has one thing wrong."""
     assert old in SCENARIO, old
     return Case(
         name, [command, "scenario.toml"], says, code,
-        lambda folder: (folder / "scenario.toml").write_text(SCENARIO.replace(old, new), encoding="utf-8") and None,
+        lambda folder: (folder / "scenario.toml").write_text((SCENARIO.replace(*extra) if extra[0] else SCENARIO).replace(old, new), encoding="utf-8") and None,
     )  # fmt: skip
 
 
@@ -165,6 +167,11 @@ CASES = [
     scenario("an llm that no tier holds", "llama-3.1-70b needs .* GB", "demo-qwen3", "llama-3.1-70b"),
     scenario("a policy parameter that does not exist", "unknown parameter of placement policy 'conserve'", "[objective]", "[policy]\nplacement_parameters = { magic = 1 }\n[objective]"),
     scenario("unknown batching policy", "Unknown batching policy 'fifo'", "[objective]", '[policy]\nbatching = "fifo"\n[objective]'),
+    scenario("unknown batching parameter", "unknown parameter 'magic' of a batching policy", "[objective]", "[policy]\nbatching_parameters = { magic = 1 }\n[objective]"),
+    scenario("a million replicas", "1,000,002 are too many", "count = 3", "count = 2000000", extra=("count = 2", "count = 1000001")),
+    Case("a policy that does not exist yet", ["plan", "quickstart", "--policy", "adaptive"], "adaptive", 2),
+    Case("calibrate a capped tier", ["calibrate", "--tier", "local-cpu@50W"], "a power cap cannot be set here"),
+    Case("calibrate into no folder", ["calibrate", "--out", "no/such/x.toml"], "no such folder"),
     # Plan files
     text("truncated plan", "plan.json", '{"schema": "optsched/plan", "version": 1, "llms": [', ["simulate", "plan.json"], "not valid JSON.*truncated"),
     text("plan is a list", "plan.json", "[1, 2]", ["simulate", "plan.json"], "expected an object with schema 'optsched/plan'"),
@@ -174,6 +181,7 @@ CASES = [
     plan_file("decode on a prefiller", "decoded on 'r0', whose role is prefill", lambda data: _assign(data, decode="r0")),
     plan_file("a step law that runs backwards", "gemm_tokens must increase", lambda data: data["replicas"][0]["coefficients"].update(gemm_tokens=[5, 4, 3])),
     plan_file("negative overhead", "overhead_s: -1.0: .*greater than or equal to 0", lambda data: data["replicas"][0]["coefficients"].update(overhead_s=-1.0)),
+    plan_file("bound above the value", "bound 9 lies above its value 1", lambda data: data["certificate"].update(value=1, bound=9)),
     plan_file("plan names a trace that is gone", "none: no such file", lambda data: None),
     plan_file("run a plan that breaks its problem", "whose role is prefill", lambda data: _assign(data, decode="r0"), "run"),
     # Batch problems

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from optsched.batching.policies import policy_parameters
@@ -30,6 +32,8 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
     for replica in plan.replicas:
         _refuse_what_cannot_run(replica, llms[replica.llm], workload)
     _refuse_what_cannot_fit(plan, workload)
+    if device == "cpu":
+        _refuse_what_memory_cannot_hold(plan)
     parameters = policy_parameters(plan.batching.parameters)
     return [
         Setup(
@@ -54,6 +58,21 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
         )
         for index, replica in enumerate(plan.replicas)
     ]
+
+
+def _refuse_what_memory_cannot_hold(plan: Plan) -> None:
+    """Refuse pools and weights that all workers together could not allocate on this machine."""
+    shapes = {llm.name: llm.shape for llm in plan.llms}
+    needed = sum(
+        replica.kv_blocks * plan.engine.block_tokens * shapes[replica.llm].kv_bytes_per_token + shapes[replica.llm].weights_bytes
+        for replica in plan.replicas
+    )
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > have:
+        raise InfeasibleError(
+            f"The plan's caches and weights take {needed / 1e9:.4g} GB, this machine has {have / 1e9:.4g} GB. "
+            "Plan for local-cpu, or with fewer kv_blocks."
+        )
 
 
 def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload) -> None:

@@ -28,7 +28,7 @@ from optsched.compiled import kernel
 Array = np.ndarray
 
 MOST_DEVIATIONS, DEEPEST = 4096, 48
-FIRST_DEVIATIONS, MORE_DEVIATIONS = 12, 1.3
+FIRST_DEVIATIONS, MORE_DEVIATIONS, REPAIRING = 12, 1.3, 128
 END = np.inf
 
 
@@ -174,6 +174,42 @@ def _search(
 
 
 @kernel
+def _set_left(deviations: Deviations, left: tuple[float, float, float]) -> None:
+    """Begin at the start: nothing changed yet."""
+    for row in range(3):
+        deviations.left[0, row] = np.int64(left[row])
+    deviations.left[0, 3], deviations.left[0, 4], deviations.lost[0] = 0, 0, 0.0
+
+
+@kernel
+def _repair(deviations: Deviations, num: int) -> tuple[int, int, int]:
+    """Make the start keep its limits, cheapest deviations first, then fill up; return value, tie value and deviations (-1: no).
+
+    `left[0]` holds what the start leaves.
+    """
+    changes, best, left = deviations.change, deviations.best, deviations.left[0]
+    size, value, tie = 0, 0, 0
+    for filling in (False, True):
+        for k in range(num):
+            short = left[0] < 0 or left[1] < 0 or left[2] < 0
+            if size >= DEEPEST or short == filling:
+                break
+            helps, fits = False, True
+            for row in range(3):
+                helps = helps or (left[row] < 0 and changes[k, row] < 0)
+                fits = fits and (changes[k, row] <= max(0, left[row]))
+            for d in range(size):
+                fits = fits and deviations.request[best[d]] != deviations.request[k]
+            if not fits or not (changes[k, 3] > 0 if filling else helps):
+                continue
+            best[size], size = k, size + 1
+            for row in range(3):
+                left[row] -= changes[k, row]
+            value, tie = value + changes[k, 3], tie + changes[k, 4]
+    return value, tie, size if left[0] >= 0 and left[1] >= 0 and left[2] >= 0 else -1
+
+
+@kernel
 def _spread(deviations: Deviations, num: int, spread: Int64[Array, "2 3"]) -> None:
     """Find how much one deviation can at most release and take of each row."""
     spread[:] = 0
@@ -241,25 +277,28 @@ def solve_rows(
     known, known_tie, _ = plan_worth(space, rows.kv_blocks, choice)
     most = prices[0] * left[0] + prices[1] * left[1] + prices[2] * left[2]
     heap, num, delta, aim = _losses(space, rows, prices), 0, 0.0, FIRST_DEVIATIONS
+    while heap > 0 and num < REPAIRING:
+        _next_deviation(space, rows, deviations, heap, num)
+        heap, num = heap - 1, num + 1
     spread = np.empty((2, 3), np.int64)
     found = Found(known - start, known_tie - start_tie, -1, 0, True)
-    if left[0] >= 0 and left[1] >= 0 and left[2] >= 0 and start > known:
-        found = Found(0, 0, 0, 0, True)
+    _set_left(deviations, left)
+    value, tie, size = _repair(deviations, num)
+    if size >= 0 and value > found.value:
+        found = Found(value, tie, size, 0, True)
     while found.finished and most - found.value > delta + tolerance:
         while heap > 0 and num < min(aim, MOST_DEVIATIONS):
             _next_deviation(space, rows, deviations, heap, num)
             heap, num = heap - 1, num + 1
-        full = num >= MOST_DEVIATIONS
+        active = min(aim, num)
+        further = deviations.loss[active] if active < num else (max(0.0, space.density[0]) if heap > 0 else END)
         aim = int(aim * MORE_DEVIATIONS) + 1
-        further = max(0.0, space.density[0]) if heap > 0 else END
-        _spread(deviations, num, spread)
-        for row in range(3):
-            deviations.left[0, row] = np.int64(left[row])
-        deviations.left[0, 3], deviations.left[0, 4], deviations.lost[0] = 0, 0, 0.0
-        found = _search(deviations, num, spread, prices, most, further, found, work_limit)
+        _spread(deviations, active, spread)
+        _set_left(deviations, left)
+        found = _search(deviations, active, spread, prices, most, further, found, work_limit)
         if found.finished:
             delta = further
-        if full:
+        if active >= MOST_DEVIATIONS:
             break
     if found.size >= 0:
         choice[:] = space.start[: len(choice)]

@@ -283,9 +283,9 @@ def solve_rows(
     spread = np.empty((2, 3), np.int64)
     found = Found(known - start, known_tie - start_tie, -1, 0, True)
     _set_left(deviations, left)
-    value, tie, size = _repair(deviations, num)
-    if size >= 0 and value > found.value:
-        found = Found(value, tie, size, 0, True)
+    gained, gained_tie, size = _repair(deviations, num)
+    if size >= 0 and gained > found.value:
+        found = Found(gained, gained_tie, size, 0, True)
     while found.finished and most - found.value > delta + tolerance:
         while heap > 0 and num < min(aim, MOST_DEVIATIONS):
             _next_deviation(space, rows, deviations, heap, num)

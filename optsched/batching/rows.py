@@ -137,13 +137,14 @@ def _search(
     """Look at all sets of the first `num` deviations that lose at most delta; `most` is Z relative to the start."""
     loss, changes, path, left, lost = deviations.loss, deviations.change, deviations.path, deviations.left, deviations.lost
     value, tie, size, work = found.value, found.tie, found.size, found.work
-    depth, path[0] = 0, -1
+    depth, path[0], whole = 0, -1, True
     k = 0
     while True:
         afford = min(delta, most - value) - lost[depth]
         if k >= num or loss[k] > afford or depth >= DEEPEST:
+            whole = whole and (k >= num or loss[k] > afford)  # cut for depth alone, a branch proves nothing
             if depth == 0:
-                return Found(value, tie, size, work, True)
+                return Found(value, tie, size, work, whole)
             k = path[depth] + 1  # back: the branch without this deviation
             depth -= 1
             continue
@@ -167,7 +168,11 @@ def _search(
             deviations.best[depth] = k
         afford -= loss[k]
         dearer = max(loss[min(k + 1, num - 1)], 1e-300)
-        if k + 1 < num and dearer <= afford and _reaches(prices, there, spread, np.floor(min(afford / dearer, 1e9)), afford):
+        if (
+            k + 1 < num
+            and dearer <= afford
+            and _reaches(prices, there, spread, np.floor(min(afford / dearer, 1e9) + 1e-9), afford)
+        ):
             depth += 1
             path[depth], lost[depth] = k, lost[depth - 1] + loss[k]
         k += 1

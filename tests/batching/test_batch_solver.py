@@ -220,3 +220,15 @@ def test_growing_buffers_lose_nothing() -> None:
         **{name: getattr(small._space, name)[..., :40].copy() for name in ("blocks", "value", "tie", "selected", "node")}
     )
     assert run(problem, small).value == pytest.approx(run(problem).value, rel=1e-12)
+
+
+def test_more_deviations_than_the_search_can_nest_are_no_proof() -> None:
+    problem = generate(
+        BatchRecipe(family="overload", requests=1000, memory_share=0.5, rho=0.0, attention="mha", rows=True, seed=2)
+    )
+    found = run(problem, work_limit=20_000)
+    assert BatchPlan(found.choice).violations(problem) == []
+    best = solve(problem, method="milp", time_limit_s=5.0)
+    assert best.value is not None
+    assert found.bound >= best.value * (1 - 1e-12)
+    assert found.status is Status.FEASIBLE or found.value >= best.value * (1 - 1e-12)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from optsched.cli.output import emit_json, print_line, print_table, progress
+from optsched.cli.output import emit_json, print_line, print_table, progress, warn
 
 if TYPE_CHECKING:
     from optsched.cost.calibrate import FitReport
@@ -55,6 +55,7 @@ def calibrate(
     from optsched.cli.checks import positive
     from optsched.errors import SpecError
     from optsched.files import write_atomically
+    from optsched.runtime.busy import warning as busy_warning
     from optsched.runtime.device import check_device
 
     budget_s = positive("--seconds", seconds) or seconds
@@ -77,6 +78,8 @@ def calibrate(
         _make_folder(target.parent)
     elif not target.parent.is_dir():
         raise SpecError("no such folder; make it, or choose another --out", file=target.parent)
+    if text := busy_warning():
+        warn(text)
     measured: list[tuple[Llm, Measured, FitReport]] = []
     for shape in shapes:
         measured.append((shape, *_measure(gpu, shape, replicas, seed, budget_s, device)))

@@ -51,6 +51,7 @@ def run(
     from optsched import files, logfile
     from optsched.cli.checks import positive
     from optsched.domain.accounting import measure_plan
+    from optsched.runtime.busy import warning as busy_warning
     from optsched.runtime.device import check_device
     from optsched.traces.loading import load_workload
 
@@ -58,6 +59,8 @@ def run(
     plan = files.load_plan(plan_file)
     workload = load_workload(plan.workload)
     check_device(device)
+    if text := busy_warning():
+        warn(text)
     from optsched.runtime.cluster import WorkerLostError, execute
 
     try:

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 from optsched import __version__
 from optsched.errors import OptschedError
 
+_SUMMARY = "Plan LLM serving with a proven bound, execute the plan, and see where the prediction was wrong."
 _COMMANDS = (
     ("show", "List gpus, tiers, llms, workloads, scenarios or policies, or show one in full."),
     ("estimate", "Estimate time, energy and memory of one llm on one tier."),
@@ -25,15 +26,12 @@ _COMMANDS = (
 
 def _app() -> App:
     app = App(
-        name="optsched", help=__doc_help__, version=__version__, help_format="plaintext", result_action="return_value",
+        name="optsched", help=_SUMMARY, version=__version__, help_format="plaintext", result_action="return_value",
     )  # fmt: skip
     for name, summary in _COMMANDS:
         module = name.replace("-", "_")
         app.command(f"optsched.cli.{module}:{module}", name=name, help=summary)
     return app
-
-
-__doc_help__ = "Plan LLM serving with a proven bound, execute the plan, and see where the prediction was wrong."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

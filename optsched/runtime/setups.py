@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
-
 from optsched.batching.policies import policy_parameters
 from optsched.domain.plan import Plan, PlanLlm, PlanReplica
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError
+from optsched.placement.room import refuse_what_cannot_fit
 from optsched.runtime.messages import Limits, Setup
 from optsched.runtime.model.weights import refuse_what_cannot_run
 
@@ -31,7 +30,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
     llms = {llm.name: llm for llm in plan.llms}
     for replica in plan.replicas:
         _refuse_what_cannot_run(replica, llms[replica.llm], workload)
-    _refuse_what_cannot_fit(plan, workload)
+    refuse_what_cannot_fit(plan, workload)
     if device == "cpu":
         _refuse_what_memory_cannot_hold(plan)
     parameters = policy_parameters(plan.batching.parameters)
@@ -88,18 +87,3 @@ def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Worklo
             f"a conversation reaches {longest:,} tokens; {llm.name} has positions for {llm.shape.max_positions:,}. Shorten the "
             "workload (turns), or use another llm."
         )
-
-
-def _refuse_what_cannot_fit(plan: Plan, workload: Workload) -> None:
-    block = plan.engine.block_tokens
-    for what, tokens, without, of in (
-        ("at its end", workload.peak_tokens, "prefill", "decoder"),
-        ("in its first turn", workload.first_turn_tokens, "decode", "prefiller"),
-    ):
-        blocks = max(replica.kv_blocks for replica in plan.replicas if replica.role != without)
-        worst = int(np.argmax(tokens)) if len(tokens) else 0
-        if len(tokens) and -(-int(tokens[worst]) // block) > blocks:
-            raise InfeasibleError(
-                f"Conversation {int(workload.conversation_id[worst])} holds {int(tokens[worst]):,} tokens {what}; the largest "
-                f"{of} has KV cache for {blocks * block:,}. Plan more kv_blocks, or shorten its context."
-            )

@@ -11,9 +11,10 @@ from optsched.batching.policies import policy_id, policy_parameters
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
-from optsched.errors import InfeasibleError, PlanError, SolveError
+from optsched.errors import PlanError, SolveError
 from optsched.placement.dispatcher import Dispatcher, Grant
 from optsched.placement.policies import make_policy
+from optsched.placement.room import refuse_what_cannot_fit
 from optsched.placement.view import ConversationView
 from optsched.simulator import kernel
 from optsched.simulator import state as st
@@ -63,7 +64,7 @@ def simulate(
     """
     if broken := plan.violations():
         raise PlanError(broken)
-    _refuse_what_cannot_fit(plan, workload)
+    refuse_what_cannot_fit(plan, workload)
     run = _Simulation(plan, workload, record_steps)
     run.to_the_end(progress)
     log = run.log(seed)
@@ -74,23 +75,6 @@ def simulate(
         if broken:
             raise SolveError(f"The simulation broke a conservation law (a bug, please report it): {broken[0]}")
     return log
-
-
-def _refuse_what_cannot_fit(plan: Plan, workload: Workload) -> None:
-    block = plan.engine.block_tokens
-    largest = max(replica.kv_blocks for replica in plan.replicas if replica.role != "prefill")
-    prefill = max(replica.kv_blocks for replica in plan.replicas if replica.role != "decode")
-    for what, tokens, blocks, of in (
-        ("at its end", workload.peak_tokens, largest, "decoder"),
-        ("in its first turn", workload.first_turn_tokens, prefill, "prefiller"),
-    ):
-        worst = int(np.argmax(tokens))
-        if -(-int(tokens[worst]) // block) > blocks:
-            name, held, room = int(workload.conversation_id[worst]), int(tokens[worst]), blocks * block
-            raise InfeasibleError(
-                f"Conversation {name} holds {held:,} tokens {what}; the largest {of} has KV cache for {room:,}. "
-                "Use a larger tier or more tensor parallelism, or shorten its context."
-            )
 
 
 class _Simulation:

@@ -118,11 +118,12 @@ def _log_of(table: polars.DataFrame, turns: polars.DataFrame, facts: dict[str, A
 
     def rows(kind: str, names: tuple[str, ...], record: type[Any]) -> Any:
         part = table.filter(pl.col("kind") == kind)
+        # A file without rows of a kind has no such columns, and one of an earlier version not all of them.
         types = record.__annotations__
         columns = {
             name: part[name].to_numpy().astype(np.float64 if "Float64" in str(types[name]) else np.int64)
             if name in part.columns
-            else np.zeros(0, np.float64 if "Float64" in str(types[name]) else np.int64)
+            else np.zeros(part.height, np.float64 if "Float64" in str(types[name]) else np.int64)
             for name in names
         }
         return record(**columns)

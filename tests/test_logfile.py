@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from factories import make_plan, make_workload
 
+from optsched import logfile
 from optsched.domain.log import Event
 from optsched.errors import SpecError
 from optsched.logfile import load_log, save_log
@@ -40,6 +41,18 @@ def test_reading_what_was_written_gives_the_same_log(tmp_path, roles):
     again, its_plan = load_log(tmp_path / "log.parquet")
     assert _equal(log, again)
     assert its_plan == plan
+
+
+def test_a_log_of_an_earlier_version_has_no_context_read_by_prefills(tmp_path, monkeypatch):
+    log = simulate(make_plan(["mixed"], policy="collocated"), WORKLOAD)
+    fewer = tuple(name for name in logfile._STEP_FIELDS if name != "prefill_context_tokens")
+    with monkeypatch.context() as patch:
+        patch.setattr(logfile, "_STEP_FIELDS", fewer)
+        save_log(log, WORKLOAD, tmp_path / "log.parquet")
+    again, _ = load_log(tmp_path / "log.parquet")
+    assert np.array_equal(again.steps.prefill_context_tokens, np.zeros(log.iterations, np.int64))
+    assert np.array_equal(again.steps.pairs, log.steps.pairs)
+    assert again.violations(WORKLOAD) == []
 
 
 def test_a_log_without_energy_or_plan_keeps_both_absent(tmp_path):

@@ -18,6 +18,7 @@ from optsched.errors import ProblemError
 Array = np.ndarray
 _FEWEST_STEPS = 40
 _OUTLIER = 0.05  # relative error beyond which a step counts linearly, not quadratically (soft L1)
+_SLOPES = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s")
 _FLOOR_QUANTILES = (0.02, 0.1, 0.3)
 
 
@@ -84,7 +85,7 @@ def _measured(steps: Steps, durations_s: Float64[Array, " S"], knots: Float64[Ar
     tokens = (steps.prefill_tokens + steps.decode_sequences).astype(np.float64)
     rise = (tokens[:, None] - knots[:-1]) / np.diff(knots)
     rise[:, :-1] = np.clip(rise[:, :-1], 0.0, 1.0)
-    linear = [steps.pairs, steps.kv_tokens, steps.sequences, steps.hidden_tokens]
+    linear = [steps.pairs, steps.prefill_context_tokens, steps.kv_tokens, steps.sequences, steps.hidden_tokens]
     columns = np.concatenate(
         [np.ones((len(tokens), 1)), np.maximum(rise, 0.0), np.stack(linear, axis=1).astype(np.float64)], axis=1
     )
@@ -100,7 +101,7 @@ def _start(data: _Measured, prior: StepLaw | None, knots: Float64[Array, " K"]) 
     if prior is not None:
         slow = [prior.busy_slowdown[min(i, len(prior.busy_slowdown) - 1)] for i in range(levels)]
         gemm = prior.gemm(knots)
-        slopes = [prior.pair_s, prior.kv_s, prior.sequence_s, prior.hidden_s]
+        slopes = [getattr(prior, name) for name in _SLOPES]
         return np.concatenate([[prior.overhead_s, prior.floor_s, gemm[0]], np.diff(gemm), slopes, np.diff(slow)])
     rows = data.columns / data.duration_s[:, None]
     norms = np.linalg.norm(rows, axis=0)
@@ -172,30 +173,33 @@ def _solve(data: _Measured, start: Float64[Array, " P"], ridge: float) -> Float6
 
 
 def _law(parameters: Float64[Array, " P"], knots: Float64[Array, " K"], prior: StepLaw | None) -> StepLaw:
-    gemm, slopes, extra = np.split(parameters[2:], [len(knots), len(knots) + 4])
+    gemm, slopes, extra = np.split(parameters[2:], [len(knots), len(knots) + len(_SLOPES)])
     fitted = StepLaw(
         overhead_s=float(parameters[0]),
         floor_s=float(parameters[1]),
         gemm_tokens=tuple(map(float, knots)),
         gemm_s=tuple(map(float, np.cumsum(gemm))),
-        pair_s=float(slopes[0]),
-        kv_s=float(slopes[1]),
-        sequence_s=float(slopes[2]),
-        hidden_s=float(slopes[3]),
+        **dict(zip(_SLOPES, map(float, slopes), strict=True)),
         busy_slowdown=(1.0, *(1.0 + float(each) for each in np.cumsum(extra))),
     )
     if prior is None:
         return fitted
-    energies = ("step_j", "token_j", "pair_j", "kv_j", "hidden_j", "idle_w")
-    return fitted.replace(**{name: getattr(prior, name) for name in energies})
+    energies = ("step_j", "pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j", "idle_w")
+    gemm_j = tuple(map(float, prior.gemm_energy(knots)))
+    return fitted.replace(gemm_j=gemm_j, **{name: getattr(prior, name) for name in energies})
+
+
+def _alone_s(law: StepLaw, steps: Steps) -> Float64[Array, " S"]:
+    return law.step_s(
+        steps.prefill_tokens + steps.decode_sequences, steps.pairs, steps.kv_tokens, steps.sequences, steps.hidden_tokens,
+        steps.prefill_context_tokens,
+    )  # fmt: skip
 
 
 def predicted_durations(law: StepLaw, steps: Steps) -> Float64[Array, " S"]:
     """Return what a law predicts for measured steps, overhead and busy slow-down included, in seconds."""
-    tokens = steps.prefill_tokens + steps.decode_sequences
-    alone = law.step_s(tokens, steps.pairs, steps.kv_tokens, steps.sequences, steps.hidden_tokens)
     slow = np.asarray(law.busy_slowdown)[np.clip(steps.busy_replicas, 1, len(law.busy_slowdown)) - 1]
-    return np.asarray(alone * slow)
+    return np.asarray(_alone_s(law, steps) * slow)
 
 
 def _in_the_mean(law: StepLaw, data: _Measured, steps: Steps, train: Int64[Array, " N"]) -> StepLaw:
@@ -204,9 +208,7 @@ def _in_the_mean(law: StepLaw, data: _Measured, steps: Steps, train: Int64[Array
     The robust fit finds the shape, but it follows typical steps. Replicas that share cores are held up now and then for a
     whole time slice: that is rare per step and much of the time in all.
     """
-    alone = law.step_s(
-        steps.prefill_tokens + steps.decode_sequences, steps.pairs, steps.kv_tokens, steps.sequences, steps.hidden_tokens
-    )[train]
+    alone = _alone_s(law, steps)[train]
     levels = range(1, int(data.busy.max()) + 1)
     total = [(float(data.duration_s[data.busy == busy].sum()), float(alone[data.busy == busy].sum())) for busy in levels]
     ratios = [measured / predicted if predicted > 0 else 1.0 for measured, predicted in total]
@@ -217,10 +219,7 @@ def _in_the_mean(law: StepLaw, data: _Measured, steps: Steps, train: Int64[Array
         overhead_s=law.overhead_s * first,
         floor_s=law.floor_s * first,
         gemm_s=tuple(value * first for value in law.gemm_s),
-        pair_s=law.pair_s * first,
-        kv_s=law.kv_s * first,
-        sequence_s=law.sequence_s * first,
-        hidden_s=law.hidden_s * first,
+        **{name: getattr(law, name) * first for name in _SLOPES},
         busy_slowdown=tuple(float(value) for value in slowdown),
     )
 
@@ -262,7 +261,7 @@ def fit_step_law(
     Notes
     -----
     Minimises the soft-L1 loss of the relative errors of duration and device time over non-negative parameters: overhead, floor,
-    rises of gemm between knots, p, c, b, h, and the rises of the slow-down with the number of busy replicas. The Jacobian is
+    rises of gemm between knots, p, q, c, b, h, and the rises of the slow-down with the number of busy replicas. The Jacobian is
     JAX's. Afterwards level and slow-downs are set so that the total time at each number of busy replicas is right.
     """
     durations_s = np.asarray(durations_s, np.float64)

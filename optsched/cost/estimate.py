@@ -11,7 +11,7 @@ from optsched.cost.evaluate import evaluate_steps
 from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
 from optsched.cost.memory import Memory, memory
 from optsched.cost.sensitivity import elasticities
-from optsched.cost.tables import fitted_law, origin, replica_parameters
+from optsched.cost.tables import fitted_law, law_totals, origin, replica_parameters
 from optsched.domain.hardware import Link, Origin, Tier
 from optsched.domain.llm import Llm
 from optsched.domain.step_law import StepLaw
@@ -78,7 +78,12 @@ def prefill_chunks(llm: Llm, prompt_tokens: int, chunk_tokens: int, context_toke
     starts = np.arange(0, prompt_tokens, chunk_tokens, dtype=float)
     sizes = np.minimum(float(chunk_tokens), prompt_tokens - starts)
     pairs = attended_pairs(sizes, context_tokens + starts, llm.sliding_window)
-    return StepFeatures.of(prefill_tokens=sizes, pairs=pairs, emitting=(starts + sizes >= prompt_tokens).astype(float))
+    return StepFeatures.of(
+        prefill_tokens=sizes,
+        pairs=pairs,
+        prefill_context_tokens=attended_tokens(context_tokens + starts, llm.sliding_window),
+        emitting=(starts + sizes >= prompt_tokens).astype(float),
+    )
 
 
 def decode_step(llm: Llm, batch: int, context_tokens: int, hidden_tokens: int = 0) -> StepFeatures:
@@ -160,13 +165,9 @@ def estimate(
 
 def _from_law(law: StepLaw, fits: Memory, chunks: StepFeatures, step: StepFeatures) -> Estimate:
     def cost(features: StepFeatures) -> tuple[float, float]:
-        tokens, pairs, kv, hidden = (
-            np.asarray(x) for x in (features.tokens, features.pairs, features.kv_tokens, features.hidden_tokens)
-        )
-        seconds = law.step_s(tokens, pairs, kv, np.asarray(features.sequences), hidden)
-        totals = [float(np.sum(x)) for x in (tokens, pairs, kv, hidden)]
-        dynamic = law.energy_j(totals[0], totals[1], totals[2], totals[3], float(seconds.size))
-        return float(seconds.sum()), dynamic + law.idle_w * float(seconds.sum())
+        totals = law_totals(features)
+        seconds = float(law.step_s(**totals).sum())
+        return seconds, float(law.energy_j(**totals).sum()) + law.idle_w * seconds
 
     prefill_s, prefill_j = cost(chunks)
     decode_s, decode_j = cost(step)

@@ -23,6 +23,8 @@ class StepFeatures(eqx.Module):
         New tokens of the sequences in prefill.
     pairs
         ``sum n_i (c_i + n_i/2)`` over them (`attended_pairs`).
+    prefill_context_tokens
+        ``sum c_i`` over them: cached tokens that their attention reads, earlier chunks of the same prompt included.
     decode_sequences
         Sequences that decode, one token each.
     kv_tokens, hidden_tokens
@@ -35,6 +37,7 @@ class StepFeatures(eqx.Module):
 
     prefill_tokens: Scalar
     pairs: Scalar
+    prefill_context_tokens: Scalar
     decode_sequences: Scalar
     kv_tokens: Scalar
     hidden_tokens: Scalar
@@ -47,6 +50,7 @@ class StepFeatures(eqx.Module):
         *,
         prefill_tokens: Numbers = 0.0,
         pairs: Numbers = 0.0,
+        prefill_context_tokens: Numbers | None = None,
         decode_sequences: Numbers = 0.0,
         kv_tokens: Numbers = 0.0,
         hidden_tokens: Numbers = 0.0,
@@ -59,6 +63,8 @@ class StepFeatures(eqx.Module):
         ----------
         prefill_tokens, pairs, decode_sequences, kv_tokens, hidden_tokens
             See the class.
+        prefill_context_tokens
+            None: what the pairs imply if all sequences in prefill are alike (`implied_context`).
         sequences
             None: the decoding ones, and one more where there is prefill.
         emitting
@@ -66,12 +72,16 @@ class StepFeatures(eqx.Module):
         """
         prefilling = np.minimum(np.asarray(prefill_tokens, np.float64), 1.0)
         present = prefilling + np.asarray(decode_sequences, np.float64) if sequences is None else sequences
+        context = prefill_context_tokens
+        if context is None:
+            context = implied_context(prefill_tokens, pairs, np.asarray(present, np.float64) - decode_sequences)
         values = np.broadcast_arrays(
             *(
                 np.asarray(value, np.float64)
                 for value in (
                     prefill_tokens,
                     pairs,
+                    context,
                     decode_sequences,
                     kv_tokens,
                     hidden_tokens,
@@ -113,6 +123,20 @@ def attended_pairs(new_tokens: Numbers, context: Numbers, window: int | None = N
         return new * (before + new / 2)
     growing = np.clip(window - before, 0.0, new)
     return np.asarray(growing * (before + growing / 2) + (new - growing) * window)
+
+
+def implied_context(prefill_tokens: Numbers, pairs: Numbers, prefills: Numbers) -> Num[np.ndarray, " S"]:
+    """Return the cached tokens that k alike prefills read, from their totals: ``k pairs / N - N / 2`` with N new tokens.
+
+    Parameters
+    ----------
+    prefill_tokens, pairs
+        Totals over the sequences in prefill.
+    prefills
+        How many sequences are in prefill.
+    """
+    new = np.asarray(prefill_tokens, float)
+    return np.asarray(np.maximum(np.asarray(prefills, float) * pairs / np.maximum(new, 1.0) - new / 2, 0.0))
 
 
 def attended_tokens(context: Numbers, window: int | None = None) -> Num[np.ndarray, " S"]:

@@ -37,7 +37,9 @@ def prefill_steps() -> StepFeatures:
     new, context = np.array(list(product(_PREFILL, (0, 1024, 8192, 65536))), dtype=np.float64).T
     bare = gemm_knots()[1:]
     return StepFeatures.of(
-        prefill_tokens=np.concatenate([new, bare]), pairs=np.concatenate([attended_pairs(new, context), np.zeros_like(bare)])
+        prefill_tokens=np.concatenate([new, bare]),
+        pairs=np.concatenate([attended_pairs(new, context), np.zeros_like(bare)]),
+        prefill_context_tokens=np.concatenate([context, np.zeros_like(bare)]),
     )
 
 
@@ -57,6 +59,7 @@ def mixed_steps() -> StepFeatures:
     return StepFeatures.of(
         prefill_tokens=new,
         pairs=attended_pairs(new, context),
+        prefill_context_tokens=context,
         decode_sequences=batch,
         kv_tokens=cached * (1 - hidden),
         hidden_tokens=cached * hidden,
@@ -85,12 +88,14 @@ def random_steps(seed: int, number: int = 400) -> dict[str, StepFeatures]:
     new = sizes(1, 32768)
     batch, kv, hidden = decoding(512)
     chunk, (beside, beside_kv, beside_hidden) = sizes(16, 8192), decoding(256)
+    context, held = sizes(1, 32768) - 1, sizes(1, 32768) - 1
     return {
-        "prefill": StepFeatures.of(prefill_tokens=new, pairs=attended_pairs(new, sizes(1, 32768) - 1)),
+        "prefill": StepFeatures.of(prefill_tokens=new, pairs=attended_pairs(new, context), prefill_context_tokens=context),
         "decode": StepFeatures.of(decode_sequences=batch, kv_tokens=kv, hidden_tokens=hidden),
         "mixed": StepFeatures.of(
             prefill_tokens=chunk,
-            pairs=attended_pairs(chunk, sizes(1, 32768) - 1),
+            pairs=attended_pairs(chunk, held),
+            prefill_context_tokens=held,
             decode_sequences=beside,
             kv_tokens=beside_kv,
             hidden_tokens=beside_hidden,

@@ -56,9 +56,10 @@ def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | Non
 
     Notes
     -----
-    gemm is piecewise linear between powers of two of T. Its increments and the slopes p, c, b, h solve one non-negative
+    gemm is piecewise linear between powers of two of T. Its increments and the slopes p, q, c, b, h solve one non-negative
     least-squares problem on prefill, decode and mixed steps, each weighted by its step time, so that the relative error is
-    minimised. The law expects pairs and cached tokens after the sliding window, if the llm has one (`attended_pairs`).
+    minimised; energies likewise. The law expects pairs and cached tokens after the sliding window, if the llm has one
+    (`attended_pairs`).
     """
     measured = fitted_law(tier.gpu, llm, tp, pp)
     if measured is not None:
@@ -103,40 +104,41 @@ def _hat_columns(tokens: Float64[Array, " S"], knots: Float64[Array, " K"]) -> F
     return np.concatenate([np.ones((len(tokens), 1)), np.maximum(rise, 0.0)], axis=1)
 
 
-def _linear_columns(features: StepFeatures) -> Float64[Array, "S 4"]:
-    return np.stack(
-        [np.asarray(x) for x in (features.pairs, features.kv_tokens, features.sequences, features.hidden_tokens)], axis=1
+def _columns(features: StepFeatures, knots: Float64[Array, " K"]) -> Float64[Array, "S K+5"]:
+    linear = (
+        features.pairs, features.prefill_context_tokens, features.kv_tokens, features.sequences, features.hidden_tokens,
+    )  # fmt: skip
+    return np.concatenate(
+        [_hat_columns(np.asarray(features.tokens), knots), np.stack([np.asarray(x) for x in linear], axis=1)], axis=1
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Slopes:
-    pair: float
-    kv: float
-    sequence: float
-    hidden: float
 
 
 def _times(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[float, ...]]:
     knots = gemm_knots()
-    columns = np.concatenate([_hat_columns(np.asarray(features.tokens), knots), _linear_columns(features)], axis=1)
-    solution = _weighted_nnls(columns, costs.work_s, 1.0 / costs.seconds)
-    slopes = _Slopes(*map(float, solution[len(knots) :]))
+    solution = _weighted_nnls(_columns(features, knots), costs.work_s, 1.0 / costs.seconds)
+    slopes = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s")
     return {
         "gemm_tokens": tuple(map(float, knots)),
         "gemm_s": tuple(map(float, np.cumsum(solution[: len(knots)]))),
-        "pair_s": slopes.pair,
-        "kv_s": slopes.kv,
-        "sequence_s": slopes.sequence,
-        "hidden_s": slopes.hidden,
+        **dict(zip(slopes, map(float, solution[len(knots) :]), strict=True)),
     }
 
 
-def _energies(features: StepFeatures, costs: StepCosts) -> dict[str, float]:
-    linear = [np.ones(len(costs.joules)), features.tokens, features.pairs, features.kv_tokens, features.hidden_tokens]
-    columns = np.stack([np.asarray(column) for column in linear], axis=1)
-    solution = _weighted_nnls(columns, costs.dynamic_j, 1.0 / costs.joules)
-    return dict(zip(("step_j", "token_j", "pair_j", "kv_j", "hidden_j"), map(float, solution), strict=True))
+def _energies(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[float, ...]]:
+    knots = gemm_knots()
+    solution = _weighted_nnls(_columns(features, knots), costs.dynamic_j, 1.0 / costs.joules)
+    slopes = ("pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j")
+    return {
+        "step_j": float(solution[0]),
+        "gemm_j": (0.0, *map(float, np.cumsum(solution[1 : len(knots)]))),
+        **dict(zip(slopes, map(float, solution[len(knots) :]), strict=True)),
+    }
+
+
+def law_totals(features: StepFeatures) -> dict[str, Float64[Array, " S"]]:
+    """Return the totals of steps by the names of the arguments of `StepLaw.step_s` and `StepLaw.energy_j`."""
+    names = ("tokens", "pairs", "kv_tokens", "sequences", "hidden_tokens", "prefill_context_tokens")
+    return {name: np.asarray(getattr(features, name)) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +175,9 @@ def step_law_error(
     errors = {}
     for kind, features in random_steps(seed).items():
         costs = evaluate_steps(parameters, shape, features)
-        tokens, pairs, kv, sequences, hidden = (
-            np.asarray(x)
-            for x in (features.tokens, features.pairs, features.kv_tokens, features.sequences, features.hidden_tokens)
-        )
-        seconds = law.step_s(tokens, pairs, kv, sequences, hidden)
-        dynamic = law.step_j + law.token_j * tokens + law.pair_j * pairs + law.kv_j * kv + law.hidden_j * hidden
+        totals = law_totals(features)
+        seconds = law.step_s(**totals)
         late = np.abs(seconds / costs.seconds - 1)
-        costly = np.abs((dynamic + law.idle_w * seconds) / costs.joules - 1)
+        costly = np.abs((law.energy_j(**totals) + law.idle_w * seconds) / costs.joules - 1)
         errors[kind] = LawError(float(late.mean()), float(late.max()), float(costly.mean()), float(costly.max()))
     return errors

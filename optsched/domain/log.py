@@ -25,8 +25,8 @@ class Steps:
         Index of the replica in the plan.
     start_s, end_s
         When the step ran.
-    prefill_tokens, pairs
-        Tokens computed for sequences in prefill, and ``sum n_i (c_i + n_i/2)`` over them.
+    prefill_tokens, pairs, prefill_context_tokens
+        Tokens computed for sequences in prefill, and over them ``sum n_i (c_i + n_i/2)`` and ``sum c_i``.
     sequences, decode_sequences
         Sequences in the step, and those of them that decode.
     kv_tokens, hidden_tokens
@@ -40,6 +40,7 @@ class Steps:
     end_s: Float64[Array, " S"]
     prefill_tokens: Int64[Array, " S"]
     pairs: Float64[Array, " S"]
+    prefill_context_tokens: Int64[Array, " S"]
     sequences: Int64[Array, " S"]
     decode_sequences: Int64[Array, " S"]
     kv_tokens: Int64[Array, " S"]

@@ -11,21 +11,26 @@ from pydantic import Field, model_validator
 from optsched.domain.frozen import Frozen
 
 Array = np.ndarray
+Numbers = Num[Array, "*shape"] | float
 
 
 class StepLaw(Frozen):
-    """Coefficients of ``step_s = overhead + max(floor, gemm(T) + p sum n_i (c_i + n_i/2) + c KV + b B + h H)``.
+    """Coefficients of ``step_s = overhead + max(floor, gemm(T) + p pairs + q C + c KV + b B + h H)``.
 
-    T is the number of tokens in the step (prefill and decode), n_i and c_i the new tokens and the context of each
-    sequence in prefill, KV the summed context of the decoding sequences held as KV cache and H of those held as hidden
-    cache, B the number of sequences in the step. Energy is linear in the same quantities.
+    T is the number of tokens in the step (prefill and decode); of the sequences in prefill, with n_i new tokens on a context of
+    c_i, pairs is ``sum n_i (c_i + n_i/2)`` and C is ``sum c_i``; KV is the summed context of the decoding sequences held as KV
+    cache and H of those held as hidden cache; B is the number of sequences in the step. Energy has the same form, without
+    floor.
 
     Attributes
     ----------
-    gemm_tokens, gemm_s
-        Knots of the piecewise linear gemm(T); the last slope continues beyond the last knot.
+    gemm_tokens, gemm_s, gemm_j
+        Knots of the piecewise linear gemm(T) and of its energy; the last slope continues beyond the last knot. A law of an
+        earlier version gives ``token_j``, joules per token, instead of `gemm_j`.
     pair_s
         p: per (new token, context token) pair of prefill attention.
+    prefill_context_s
+        q: per token of context that a sequence in prefill reads.
     kv_s
         c: per token of KV cache that a decode reads.
     sequence_s
@@ -36,8 +41,8 @@ class StepLaw(Frozen):
         Shortest device time of a step, and the time between steps.
     busy_slowdown
         Factor on the step time with 1, 2, ... replicas busy on the same host; the last entry continues.
-    step_j, token_j, pair_j, kv_j, hidden_j
-        Dynamic energy (above idle) per step, token, pair, KV token and hidden token.
+    step_j, pair_j, prefill_context_j, kv_j, sequence_j, hidden_j
+        Dynamic energy (above idle) per step, pair, token of context read in prefill, KV token, sequence and hidden token.
     idle_w
         Power drawn whether or not the replica works; all GPUs of the replica together.
     """
@@ -47,44 +52,66 @@ class StepLaw(Frozen):
     gemm_tokens: tuple[float, ...] = Field(min_length=2)
     gemm_s: tuple[float, ...] = Field(min_length=2)
     pair_s: float = Field(ge=0)
+    prefill_context_s: float = Field(default=0.0, ge=0)
     kv_s: float = Field(ge=0)
     sequence_s: float = Field(ge=0)
     hidden_s: float = Field(ge=0)
     busy_slowdown: tuple[float, ...] = (1.0,)
     step_j: float = Field(default=0.0, ge=0)
-    token_j: float = Field(default=0.0, ge=0)
+    gemm_j: tuple[float, ...] = ()
     pair_j: float = Field(default=0.0, ge=0)
+    prefill_context_j: float = Field(default=0.0, ge=0)
     kv_j: float = Field(default=0.0, ge=0)
+    sequence_j: float = Field(default=0.0, ge=0)
     hidden_j: float = Field(default=0.0, ge=0)
     idle_w: float = Field(default=0.0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _linear_energy_as_knots(cls, data: object) -> object:
+        """Turn the joules per token of a law of an earlier version (none: 0) into knots."""
+        if not isinstance(data, dict) or "gemm_j" in data:
+            return data
+        rest = {name: value for name, value in data.items() if name != "token_j"}
+        per_token, knots = data.get("token_j", 0.0), data.get("gemm_tokens")
+        if not isinstance(per_token, int | float):
+            raise ValueError(f"token_j must be a number of joules per token, not {per_token!r}")  # noqa: TRY004
+        if not isinstance(knots, list | tuple) or not all(isinstance(knot, int | float) for knot in knots):
+            return rest  # what is wrong with the knots is said where they are checked
+        return {**rest, "gemm_j": tuple(float(per_token * knot) for knot in knots)}
+
     @model_validator(mode="after")
     def _knots_increase(self) -> Self:
-        if len(self.gemm_tokens) != len(self.gemm_s):
-            raise ValueError(f"gemm_tokens has {len(self.gemm_tokens)} knots and gemm_s {len(self.gemm_s)}; give as many of each")
+        for name in ("gemm_s", "gemm_j"):
+            values = getattr(self, name)
+            if len(self.gemm_tokens) != len(values):
+                raise ValueError(f"gemm_tokens has {len(self.gemm_tokens)} knots and {name} {len(values)}; give as many of each")
         if np.any(np.diff(self.gemm_tokens) <= 0):
             raise ValueError("gemm_tokens must increase strictly")
-        if np.any(np.asarray(self.gemm_s) < 0) or np.any(np.diff(self.gemm_s) < 0):
-            raise ValueError("gemm_s must be non-negative and must not decrease")
+        for name in ("gemm_s", "gemm_j"):
+            values = np.asarray(getattr(self, name))
+            if np.any(values < 0) or np.any(np.diff(values) < 0):
+                raise ValueError(f"{name} must be non-negative and must not decrease")
         if not self.busy_slowdown or self.busy_slowdown[0] != 1 or np.any(np.diff(self.busy_slowdown) < 0):
             raise ValueError("busy_slowdown must start at 1 and must not decrease")
         return self
 
-    def gemm(self, tokens: Num[Array, "*shape"] | float) -> Float[Array, "*shape"]:
+    def gemm(self, tokens: Numbers) -> Float[Array, "*shape"]:
         """Return gemm(T) in seconds, piecewise linear, the last slope continued."""
-        knots, values = np.asarray(self.gemm_tokens, float), np.asarray(self.gemm_s, float)
-        tokens = np.asarray(tokens, dtype=float)
-        slope = (values[-1] - values[-2]) / (knots[-1] - knots[-2])
-        beyond = np.maximum(tokens - knots[-1], 0.0) * slope
-        return np.asarray(np.interp(tokens, knots, values) + beyond)
+        return _piecewise(tokens, self.gemm_tokens, self.gemm_s)
+
+    def gemm_energy(self, tokens: Numbers) -> Float[Array, "*shape"]:
+        """Return the energy of T tokens in joules, piecewise linear between the same knots."""
+        return _piecewise(tokens, self.gemm_tokens, self.gemm_j)
 
     def step_s(
         self,
-        tokens: Num[Array, "*shape"] | float,
-        pairs: Num[Array, "*shape"] | float = 0.0,
-        kv_tokens: Num[Array, "*shape"] | float = 0.0,
-        sequences: Num[Array, "*shape"] | float = 1.0,
-        hidden_tokens: Num[Array, "*shape"] | float = 0.0,
+        tokens: Numbers,
+        pairs: Numbers = 0.0,
+        kv_tokens: Numbers = 0.0,
+        sequences: Numbers = 1.0,
+        hidden_tokens: Numbers = 0.0,
+        prefill_context_tokens: Numbers = 0.0,
     ) -> Float[Array, "*shape"]:
         """Return the duration of a step in seconds (one replica busy on its host).
 
@@ -98,10 +125,13 @@ class StepLaw(Frozen):
             Cached tokens that decoding sequences read as KV, and rebuild from hidden cache.
         sequences
             B, sequences in the step.
+        prefill_context_tokens
+            ``sum c_i`` over sequences in prefill.
         """
         work = (
             self.gemm(tokens)
             + self.pair_s * np.asarray(pairs, float)
+            + self.prefill_context_s * np.asarray(prefill_context_tokens, float)
             + self.kv_s * np.asarray(kv_tokens, float)
             + self.sequence_s * np.asarray(sequences, float)
             + self.hidden_s * np.asarray(hidden_tokens, float)
@@ -109,15 +139,23 @@ class StepLaw(Frozen):
         return np.asarray(self.overhead_s + np.maximum(self.floor_s, work))
 
     def energy_j(
-        self, tokens: float, pairs: float = 0.0, kv_tokens: float = 0.0, hidden_tokens: float = 0.0, steps: float = 1.0
-    ) -> float:
-        """Return the dynamic energy (above idle) of steps with these totals, in joules."""
-        return (
-            self.step_j * steps
-            + self.token_j * tokens
-            + self.pair_j * pairs
-            + self.kv_j * kv_tokens
-            + self.hidden_j * hidden_tokens
+        self,
+        tokens: Numbers,
+        pairs: Numbers = 0.0,
+        kv_tokens: Numbers = 0.0,
+        sequences: Numbers = 1.0,
+        hidden_tokens: Numbers = 0.0,
+        prefill_context_tokens: Numbers = 0.0,
+    ) -> Float[Array, "*shape"]:
+        """Return the dynamic energy (above idle) of a step in joules; parameters as of `step_s`."""
+        return np.asarray(
+            self.step_j
+            + self.gemm_energy(tokens)
+            + self.pair_j * np.asarray(pairs, float)
+            + self.prefill_context_j * np.asarray(prefill_context_tokens, float)
+            + self.kv_j * np.asarray(kv_tokens, float)
+            + self.sequence_j * np.asarray(sequences, float)
+            + self.hidden_j * np.asarray(hidden_tokens, float)
         )
 
     def prefill_s(self, new_tokens: int, context: int, chunk: int) -> float:
@@ -126,10 +164,18 @@ class StepLaw(Frozen):
             return 0.0
         starts = np.arange(0, new_tokens, chunk, dtype=float)
         sizes = np.minimum(float(chunk), new_tokens - starts)
-        return float(self.step_s(sizes, sizes * (context + starts + sizes / 2)).sum())
+        before = context + starts
+        return float(self.step_s(sizes, sizes * (before + sizes / 2), prefill_context_tokens=before).sum())
 
     def decode_s(self, first_context: int, steps: int) -> float:
         """Return the time of `steps` decode steps of one sequence alone; the first reads `first_context` cached tokens."""
         if steps <= 0:
             return 0.0
         return float(self.step_s(1.0, 0.0, first_context + np.arange(steps, dtype=float), 1.0).sum())
+
+
+def _piecewise(tokens: Numbers, knots: tuple[float, ...], values: tuple[float, ...]) -> Float[Array, "*shape"]:
+    x, y = np.asarray(knots, float), np.asarray(values, float)
+    tokens = np.asarray(tokens, dtype=float)
+    slope = (y[-1] - y[-2]) / (x[-1] - x[-2])
+    return np.asarray(np.interp(tokens, x, y) + np.maximum(tokens - x[-1], 0.0) * slope)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from optsched.compiled import kernel
+from optsched.placement.gemm import Gemm
 from optsched.placement.problem import PlacementProblem
-from optsched.placement.step_time import alone_s, gemm_s
-from optsched.placement.tables import Laws, Tables, tables_of
+from optsched.placement.step_time import Laws, decode_run_s, prefill_alone_s
+from optsched.placement.tables import Tables, Turns, tables_of
 
 Array = np.ndarray
 VARIANTS = 4
@@ -79,16 +81,20 @@ def most_residents(problem: PlacementProblem) -> Int64[Array, " R"]:
     return np.asarray(np.minimum(problem.workload.num_conversations, problem.kv_blocks // problem.blocks.min()))
 
 
-def _token_slope_s(laws: Laws, replica: int) -> float:
-    """Return a time per decoding sequence by which gemm grows at least, whatever else is in the step."""
-    knots = int(laws.knots[replica])
-    x, y = laws.gemm_tokens[replica, :knots], laws.gemm_s[replica, :knots]
-    slope = float((np.diff(y) / np.diff(x)).min()) if x[0] <= 1 else 0.0
-    return min(slope, float(gemm_s(laws, replica, 1.0)))
+@kernel
+def alone_s(laws: Laws, turns: Turns, replica: int, chunk: int) -> tuple[Float64[Array, " T"], Float64[Array, " T"]]:
+    """Return each turn's prefill time and decode time on a replica with nothing else running."""
+    count = len(turns.tokens)
+    prefill, decode = np.empty(count), np.empty(count)
+    for turn in range(count):
+        prefill[turn] = prefill_alone_s(laws, replica, turns.tokens[turn], turns.cached[turn], chunk)
+        context = float(turns.cached[turn] + turns.tokens[turn])
+        decode[turn] = decode_run_s(laws, replica, 1, context, turns.outputs[turn] - 1)
+    return prefill, decode
 
 
 def _kind(problem: PlacementProblem, tables: Tables, replica: int) -> Kind:
-    laws, turns, _ = tables
+    laws, turns, pools = tables
     workload = problem.workload
     first, last = turns.first_turn[:-1], turns.first_turn[1:] - 1
     is_first, is_last = np.zeros(workload.num_turns, bool), np.zeros(workload.num_turns, bool)
@@ -97,22 +103,27 @@ def _kind(problem: PlacementProblem, tables: Tables, replica: int) -> Kind:
     def total(values: Float64[Array, " T"]) -> Float64[Array, " C"]:
         return np.asarray(np.add.reduceat(values, first))
 
-    prefill_s, decode_s = alone_s(laws, turns, replica)
-    chunks = -(-turns.tokens // laws.chunk[replica])
+    chunk = int(pools.chunk[replica])
+    prefill_s, decode_s = alone_s(laws, turns, replica, chunk)
+    chunks = -(-turns.tokens // chunk)
     pairs = turns.tokens * (turns.cached + 0.5 * turns.tokens)
+    context = chunks * (turns.cached + 0.5 * chunk * (chunks - 1.0))
     steps = turns.outputs - 1.0
     reads = steps * (turns.cached + turns.tokens) + 0.5 * steps * np.maximum(steps - 1, 0)
-    raw_s = _raw_prefill_s(laws, turns.tokens, pairs, chunks, replica)
+    seconds, joules = Gemm.of(laws, replica, laws.gemm_s), Gemm.of(laws, replica, laws.gemm_j)
+    raw_s = seconds.of_prefills(turns.tokens, chunk) + laws.pair_s[replica] * pairs
+    raw_s += laws.prefill_context_s[replica] * context + laws.sequence_s[replica] * chunks
     overhead, floor = laws.overhead_s[replica], laws.floor_s[replica]
-    additive = laws.kv_s[replica] * reads + (laws.sequence_s[replica] + _token_slope_s(laws, replica)) * steps
+    additive = laws.kv_s[replica] * reads + (laws.sequence_s[replica] + seconds.per_decode) * steps
     crowd = max(1, int(most_residents(problem)[replica]))
     chunk_work = np.stack([prefill_s, raw_s + overhead * chunks, raw_s, np.zeros_like(raw_s)])
     decode_work = np.stack(
         [np.zeros_like(additive), additive, additive + steps * overhead / crowd, steps * (overhead + floor) / crowd]
     )
     append_work = np.where(is_first, 0.0, chunk_work)
-    prefill_j = laws.step_j[replica] * chunks + laws.token_j[replica] * turns.tokens + laws.pair_j[replica] * pairs
-    decode_j = laws.token_j[replica] * steps + laws.kv_j[replica] * reads
+    prefill_j = joules.of_prefills(turns.tokens, chunk) + laws.pair_j[replica] * pairs
+    prefill_j += laws.prefill_context_j[replica] * context + (laws.step_j[replica] + laws.sequence_j[replica]) * chunks
+    decode_j = (laws.sequence_j[replica] + joules.per_decode) * steps + laws.kv_j[replica] * reads
     return Kind(
         first_s=prefill_s[first],
         first_decode_s=decode_s[first],
@@ -127,23 +138,6 @@ def _kind(problem: PlacementProblem, tables: Tables, replica: int) -> Kind:
         turn_prefill_s=prefill_s,
         turn_decode_s=decode_s,
     )
-
-
-def _raw_prefill_s(
-    laws: Laws, tokens: Int64[Array, " T"], pairs: Float64[Array, " T"], chunks: Int64[Array, " T"], replica: int
-) -> Float64[Array, " T"]:
-    """Return each prefill's device time without overhead and floor: whole chunks, and the rest."""
-    knots, chunk = int(laws.knots[replica]), int(laws.chunk[replica])
-    x, y = laws.gemm_tokens[replica, :knots], laws.gemm_s[replica, :knots]
-
-    def gemm(values: Float64[Array, " n"]) -> Float64[Array, " n"]:
-        slope = (y[-1] - y[-2]) / (x[-1] - x[-2])
-        return np.asarray(np.interp(values, x, y) + np.maximum(values - x[-1], 0.0) * slope)
-
-    whole = tokens // chunk
-    rest = tokens - whole * chunk
-    products = whole * gemm(np.array([float(chunk)])) + np.where(rest > 0, gemm(rest.astype(float)), 0.0)
-    return np.asarray(products + laws.pair_s[replica] * pairs + laws.sequence_s[replica] * chunks)
 
 
 def alone(problem: PlacementProblem) -> Alone:

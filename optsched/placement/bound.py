@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64
 
 from optsched.domain.scenario import LatencyTarget
 from optsched.placement.alone import VARIANTS, Alone, alone, most_residents
+from optsched.placement.gemm import Gemm
 from optsched.placement.jobs import SLACK, least_finish_s, least_late
 from optsched.placement.problem import PlacementProblem, percentile_95, percentile_rank
 from optsched.placement.tables import tables_of
@@ -173,12 +174,15 @@ def _makespan(problem: PlacementProblem, least: Alone) -> dict[str, float]:
 
 def _lone_steps_j(problem: PlacementProblem) -> float:
     """Return the least fixed energy of steps without a prefill chunk: decodes need more steps than there are chunks."""
-    laws, turns, _ = tables_of(problem)
+    laws, turns, pools = tables_of(problem)
     steps = turns.outputs - 1
-    chunks = int((-(-turns.tokens // int(laws.chunk.min()))).sum())
+    chunks = int((-(-turns.tokens // int(pools.chunk.min()))).sum())
     longest = int(np.add.reduceat(steps, turns.first_turn[:-1]).max())
     crowd = max(1, int(most_residents(problem).max()))
-    return float(laws.step_j.min()) * max(0, max(longest, -(-int(steps.sum()) // crowd)) - chunks)
+    gemms = [Gemm.of(laws, replica, laws.gemm_j) for replica in range(len(pools.chunk))]
+    # of a step's energy, what its decodes have not been charged with one by one (`Alone.energy_j`)
+    fixed = min(float(laws.step_j[replica]) + gemm.at(1.0) - gemm.per_decode for replica, gemm in enumerate(gemms))
+    return fixed * max(0, max(longest, -(-int(steps.sum()) // crowd)) - chunks)
 
 
 def _misses(problem: PlacementProblem, least: Alone) -> dict[str, float]:

@@ -138,8 +138,6 @@ def _evaluate(problem: PlacementProblem, plan: PlacementPlan, count: int | None)
     last = turns.first_turn[1 : conversations + 1] - 1
     ttfet_s = schedule.first_token_s[last] - turns.arrival_s[:conversations]
     makespan_s = float(schedule.end_s[last].max())
-    dynamic_j = laws.step_j * schedule.steps + laws.token_j * schedule.tokens
-    dynamic_j += laws.pair_j * schedule.pairs + laws.kv_j * schedule.kv_tokens
     transfer_j = _transfer_j(problem, plan, schedule)
     held = np.nan_to_num(schedule.released_s - schedule.admitted_s) * problem.blocks[:conversations]
     missed = _missed(problem, schedule, ttfet_s) if count is None else None
@@ -147,9 +145,9 @@ def _evaluate(problem: PlacementProblem, plan: PlacementPlan, count: int | None)
         schedule=schedule,
         ttfet_s=ttfet_s,
         makespan_s=makespan_s,
-        dynamic_j=dynamic_j,
+        dynamic_j=schedule.dynamic_j,
         transfer_j=transfer_j,
-        energy_j=float(dynamic_j.sum()) + transfer_j + problem.idle_w * makespan_s,
+        energy_j=float(schedule.dynamic_j.sum()) + transfer_j + problem.idle_w * makespan_s,
         kv_block_s=np.bincount(plan.decode[:conversations], weights=held, minlength=len(problem.replicas)),
         usd=problem.usd_per_hour * makespan_s / 3600,
         missed=missed,

@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from optsched.compiled import kernel
-from optsched.placement.step_time import decode_run_s, step_s, steps_until
-from optsched.placement.tables import Laws, Pools, Turns
+from optsched.placement.step_time import Laws, decode_run_j, decode_run_s, step_j, step_s, steps_until
+from optsched.placement.tables import Pools, Turns
 
 Array = np.ndarray
 
@@ -48,8 +48,8 @@ class Schedule(NamedTuple):
         When the decoder's blocks were reserved, when the cache was there, and when the blocks were given back.
     turn_arrival_s, first_token_s, end_s
         Per turn.
-    steps, tokens, pairs, kv_tokens
-        Totals per replica of what the step law's energy is linear in.
+    tokens, dynamic_j
+        Per replica: tokens computed, and energy above idle by the step law.
     """
 
     prefill_start_s: Float64[Array, " C"]
@@ -60,10 +60,8 @@ class Schedule(NamedTuple):
     turn_arrival_s: Float64[Array, " T"]
     first_token_s: Float64[Array, " T"]
     end_s: Float64[Array, " T"]
-    steps: Float64[Array, " R"]
     tokens: Float64[Array, " R"]
-    pairs: Float64[Array, " R"]
-    kv_tokens: Float64[Array, " R"]
+    dynamic_j: Float64[Array, " R"]
 
 
 class Queues(NamedTuple):
@@ -150,28 +148,31 @@ def _end_turn(state: State, turns: Turns, out: Schedule, need: int, replica: int
 
 @kernel
 def _start(
-    laws: Laws, turns: Turns, state: State, jobs: Queues, joining: Queues, out: Schedule, replica: int, now_s: float
-) -> None:
+    laws: Laws, turns: Turns, chunks: Int64[Array, " R"], state: State, jobs: Queues, joining: Queues, out: Schedule,
+    replica: int, now_s: float,
+) -> None:  # fmt: skip
     """Start the next step of an idle replica, or a run of decode steps up to the first end of a turn."""
     while joining.head[replica] != NOBODY:
         _settle(state, turns, replica, joining.head[replica])
         _pop(joining, replica)
-    job, count = jobs.head[replica], state.residents[replica]
+    job, count, cached = jobs.head[replica], state.residents[replica], state.cached[replica]
     if job != NOBODY:
         turn = state.turn[job]
-        chunk = min(laws.chunk[replica], turns.tokens[turn] - state.done[job])
-        pairs = chunk * (turns.cached[turn] + state.done[job] + 0.5 * chunk)
+        chunk = min(chunks[replica], turns.tokens[turn] - state.done[job])
+        context = float(turns.cached[turn] + state.done[job])
+        tokens, pairs = float(count + chunk), chunk * (context + 0.5 * chunk)
         if turn == turns.first_turn[job] and state.done[job] == 0:
             out.prefill_start_s[job] = now_s
         state.run[replica], state.chunk[replica] = 1, chunk
-        state.boundary_s[replica] = now_s + step_s(laws, replica, chunk, pairs, count, state.cached[replica])
-        out.pairs[replica] += pairs
+        state.boundary_s[replica] = now_s + step_s(laws, replica, tokens, pairs, context, cached, count + 1.0, 0.0)
+        # a step with a chunk is never cut short, a run of decode steps may be: its energy is booked at its end
+        out.dynamic_j[replica] += step_j(laws, replica, tokens, pairs, context, cached, count + 1.0, 0.0)
     elif count > 0:
         run = state.left[state.resident[replica, 0]]
         for slot in range(1, count):
             run = min(run, state.left[state.resident[replica, slot]])
         state.run[replica], state.chunk[replica] = run, 0
-        state.boundary_s[replica] = now_s + decode_run_s(laws, replica, count, state.cached[replica], run)
+        state.boundary_s[replica] = now_s + decode_run_s(laws, replica, count, cached, run)
     else:
         return
     state.start_s[replica] = now_s
@@ -190,15 +191,15 @@ def _cut(laws: Laws, state: State, replica: int, now_s: float) -> None:
 
 @kernel
 def _finish(
-    turns: Turns, need: Int64[Array, " C"], decode: Int64[Array, " C"], state: State, jobs: Queues, out: Schedule,
+    laws: Laws, turns: Turns, need: Int64[Array, " C"], decode: Int64[Array, " C"], state: State, jobs: Queues, out: Schedule,
     events: list[tuple[float, int]], replica: int,
 ) -> None:  # fmt: skip
     """Book the step or run that ends now: tokens, ends of turns, the prefill chunk."""
     now_s, run, chunk, count = state.boundary_s[replica], state.run[replica], state.chunk[replica], state.residents[replica]
     state.boundary_s[replica] = np.inf
-    out.steps[replica] += run
     out.tokens[replica] += float(run) * count + chunk
-    out.kv_tokens[replica] += run * state.cached[replica] + 0.5 * count * run * (run - 1.0)
+    if chunk == 0:
+        out.dynamic_j[replica] += decode_run_j(laws, replica, count, state.cached[replica], run)
     state.cached[replica] += float(run) * count
     slot = 0
     while slot < state.residents[replica]:
@@ -296,7 +297,7 @@ def _empty_schedule(conversations: int, turns: int, replicas: int) -> Schedule:
     return Schedule(
         np.full(conversations, np.nan), np.full(conversations, np.nan), np.full(conversations, np.nan),
         np.full(conversations, np.nan), np.full(conversations, np.nan), np.full(turns, np.nan), np.full(turns, np.nan),
-        np.full(turns, np.nan), np.zeros(replicas), np.zeros(replicas), np.zeros(replicas), np.zeros(replicas),
+        np.full(turns, np.nan), np.zeros(replicas), np.zeros(replicas),
     )  # fmt: skip
 
 
@@ -363,7 +364,7 @@ def place(
         for r in range(replicas):
             if state.boundary_s[r] <= limit_s:
                 now_s = max(now_s, state.boundary_s[r])
-                _finish(turns, pools.need, decode, state, jobs, out, events, r)
+                _finish(laws, turns, pools.need, decode, state, jobs, out, events, r)
         while True:
             now_s = _take_due(events, due, limit_s, now_s)
             for c in due:
@@ -380,4 +381,4 @@ def place(
         for r in range(replicas):
             busy = jobs.head[r] != NOBODY or joining.head[r] != NOBODY or state.residents[r] > 0
             if busy and state.boundary_s[r] == np.inf:
-                _start(laws, turns, state, jobs, joining, out, r, now_s)
+                _start(laws, turns, pools.chunk, state, jobs, joining, out, r, now_s)

@@ -1,23 +1,72 @@
-"""Duration of steps by the step law, compiled: one mixed step, and a run of decode steps in closed form."""
+"""Step laws as arrays, and what they say of a step, compiled: the one copy that evaluator, bounds and simulator share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from optsched.compiled import kernel
-from optsched.placement.tables import Laws, Turns
+from optsched.domain.step_law import StepLaw
 
 Array = np.ndarray
+_SCALARS = (
+    "overhead_s", "floor_s", "pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s",
+    "step_j", "pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j",
+)  # fmt: skip
+_KNOTS = ("gemm_tokens", "gemm_s", "gemm_j")
+
+
+class Laws(NamedTuple):
+    """Step laws of R replicas; the fields are those of `StepLaw`, one row each (`pack`).
+
+    Attributes
+    ----------
+    knots
+        Number of knots of each row of `gemm_tokens`, `gemm_s` and `gemm_j`; columns beyond it are unused.
+    slowdown
+        `StepLaw.busy_slowdown`, the last entry continued.
+    """
+
+    overhead_s: Float64[Array, " R"]
+    floor_s: Float64[Array, " R"]
+    pair_s: Float64[Array, " R"]
+    prefill_context_s: Float64[Array, " R"]
+    kv_s: Float64[Array, " R"]
+    sequence_s: Float64[Array, " R"]
+    hidden_s: Float64[Array, " R"]
+    step_j: Float64[Array, " R"]
+    pair_j: Float64[Array, " R"]
+    prefill_context_j: Float64[Array, " R"]
+    kv_j: Float64[Array, " R"]
+    sequence_j: Float64[Array, " R"]
+    hidden_j: Float64[Array, " R"]
+    gemm_tokens: Float64[Array, "R K"]
+    gemm_s: Float64[Array, "R K"]
+    gemm_j: Float64[Array, "R K"]
+    knots: Int64[Array, " R"]
+    slowdown: Float64[Array, "R busy"]
+
+
+def pack(laws: Sequence[StepLaw]) -> Laws:
+    """Lay out step laws as arrays, one row per law; shorter rows are continued with their last entry."""
+
+    def padded(name: str) -> Float64[Array, "R K"]:
+        rows: list[tuple[float, ...]] = [getattr(law, name) for law in laws]
+        width = max(map(len, rows))
+        return np.array([row + (row[-1],) * (width - len(row)) for row in rows], dtype=np.float64)
+
+    columns = {name: np.array([getattr(law, name) for law in laws], dtype=np.float64) for name in _SCALARS}
+    knots = np.array([len(law.gemm_tokens) for law in laws], dtype=np.int64)
+    return Laws(**columns, **{name: padded(name) for name in _KNOTS}, knots=knots, slowdown=padded("busy_slowdown"))
 
 
 @kernel
-def gemm_s(laws: Laws, replica: int, tokens: float) -> float:
-    """Return gemm(T): piecewise linear, constant below the first knot, the last slope continued."""
-    knots = laws.knots[replica]
-    x, y = laws.gemm_tokens[replica], laws.gemm_s[replica]
+def between_knots(x: Float64[Array, " K"], y: Float64[Array, " K"], knots: int, tokens: float) -> float:
+    """Return a piecewise linear function of T: constant below the first knot, the last slope continued."""
     if tokens <= x[0]:
         return float(y[0])
     k = 1
@@ -27,12 +76,41 @@ def gemm_s(laws: Laws, replica: int, tokens: float) -> float:
 
 
 @kernel
-def step_s(laws: Laws, replica: int, chunk: int, pairs: float, decodes: int, kv_tokens: float) -> float:
-    """Return the duration of one step: `decodes` sequences decode, and a prefill chunk goes along if `chunk` > 0."""
-    sequences = decodes + (1 if chunk > 0 else 0)
-    work = gemm_s(laws, replica, float(decodes + chunk)) + laws.pair_s[replica] * pairs
-    work += laws.kv_s[replica] * kv_tokens + laws.sequence_s[replica] * sequences
+def gemm_s(laws: Laws, replica: int, tokens: float) -> float:
+    """Return gemm(T) in seconds."""
+    return float(between_knots(laws.gemm_tokens[replica], laws.gemm_s[replica], laws.knots[replica], tokens))
+
+
+@kernel
+def gemm_j(laws: Laws, replica: int, tokens: float) -> float:
+    """Return the energy of gemm(T) in joules."""
+    return float(between_knots(laws.gemm_tokens[replica], laws.gemm_j[replica], laws.knots[replica], tokens))
+
+
+@kernel
+def step_s(
+    laws: Laws, replica: int, tokens: float, pairs: float, context: float, kv_tokens: float, sequences: float, hidden: float
+) -> float:
+    """Return the duration of one step in seconds, as `StepLaw.step_s` does; `context` is that of the sequences in prefill."""
+    work = gemm_s(laws, replica, tokens) + laws.pair_s[replica] * pairs + laws.prefill_context_s[replica] * context
+    work += laws.kv_s[replica] * kv_tokens + laws.sequence_s[replica] * sequences + laws.hidden_s[replica] * hidden
     return float(laws.overhead_s[replica] + max(laws.floor_s[replica], work))
+
+
+@kernel
+def step_j(
+    laws: Laws, replica: int, tokens: float, pairs: float, context: float, kv_tokens: float, sequences: float, hidden: float
+) -> float:
+    """Return the dynamic energy of one step in joules, as `StepLaw.energy_j` does."""
+    spent = laws.step_j[replica] + gemm_j(laws, replica, tokens) + laws.pair_j[replica] * pairs
+    spent += laws.prefill_context_j[replica] * context + laws.kv_j[replica] * kv_tokens
+    return float(spent + laws.sequence_j[replica] * sequences + laws.hidden_j[replica] * hidden)
+
+
+@kernel
+def slowdown(laws: Laws, replica: int, busy: int) -> float:
+    """Return the factor on a step's duration with so many replicas busy on its host, itself included."""
+    return float(laws.slowdown[replica, min(busy, laws.slowdown.shape[1]) - 1])
 
 
 @kernel
@@ -57,6 +135,13 @@ def decode_run_s(laws: Laws, replica: int, decodes: int, kv_tokens: float, steps
 
 
 @kernel
+def decode_run_j(laws: Laws, replica: int, decodes: int, kv_tokens: float, steps: int) -> float:
+    """Return the dynamic energy of such consecutive steps in joules."""
+    each = step_j(laws, replica, float(decodes), 0.0, 0.0, kv_tokens, float(decodes), 0.0)
+    return float(steps * each + laws.kv_j[replica] * 0.5 * decodes * steps * (steps - 1.0))
+
+
+@kernel
 def steps_until(laws: Laws, replica: int, decodes: int, kv_tokens: float, most: int, seconds: float) -> int:
     """Return the fewest steps (1 to `most`) of a decode run that last at least so many seconds; `most` if none does."""
     low, high = 1, most
@@ -70,25 +155,11 @@ def steps_until(laws: Laws, replica: int, decodes: int, kv_tokens: float, most: 
 
 
 @kernel
-def prefill_alone_s(laws: Laws, replica: int, tokens: int, cached: int, floor_counts: bool) -> float:
-    """Return the time of one prefill in chunks with nothing else in its steps; without the floor if it is not to count."""
+def prefill_alone_s(laws: Laws, replica: int, tokens: int, cached: int, chunk: int) -> float:
+    """Return the time of one prefill in chunks with nothing else in its steps."""
     total, done = 0.0, 0
     while done < tokens:
-        chunk = min(laws.chunk[replica], tokens - done)
-        pairs = chunk * (cached + done + 0.5 * chunk)
-        work = gemm_s(laws, replica, float(chunk)) + laws.pair_s[replica] * pairs + laws.sequence_s[replica]
-        total += laws.overhead_s[replica] + (max(laws.floor_s[replica], work) if floor_counts else work)
-        done += chunk
+        new, context = min(chunk, tokens - done), float(cached + done)
+        total += step_s(laws, replica, float(new), new * (context + 0.5 * new), context, 0.0, 1.0, 0.0)
+        done += new
     return total
-
-
-@kernel
-def alone_s(laws: Laws, turns: Turns, replica: int) -> tuple[Float64[Array, " T"], Float64[Array, " T"]]:
-    """Return each turn's prefill time and decode time on a replica with nothing else running."""
-    count = len(turns.tokens)
-    prefill, decode = np.empty(count), np.empty(count)
-    for turn in range(count):
-        prefill[turn] = prefill_alone_s(laws, replica, turns.tokens[turn], turns.cached[turn], True)
-        context = float(turns.cached[turn] + turns.tokens[turn])
-        decode[turn] = decode_run_s(laws, replica, 1, context, turns.outputs[turn] - 1)
-    return prefill, decode

@@ -177,7 +177,7 @@ class Replica:
         decode = (requests.emitted[scheduled] > 0) & (requests.new_tokens[scheduled] == 1) & (context > 0)
         pairs = float((new * (context + 0.5 * new))[~decode].sum())
         totals = (
-            int(new[~decode].sum()), pairs, len(scheduled), int(decode.sum()),
+            int(new[~decode].sum()), pairs, int(context[~decode].sum()), len(scheduled), int(decode.sum()),
             int(context[decode & (cache == KV)].sum()), int(context[cache == HIDDEN].sum()),
         )  # fmt: skip
         emits = requests.new_tokens[scheduled] == new

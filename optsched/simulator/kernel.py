@@ -13,6 +13,7 @@ from optsched.batching.policies.dispatch import decide
 from optsched.batching.state import KV, NO_CACHE, Counts, Decision, Requests
 from optsched.batching.state import Engine as ReplicaEngine
 from optsched.compiled import kernel
+from optsched.placement.step_time import slowdown, step_j, step_s
 from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first, push
 from optsched.simulator.state import (
     ARRIVED,
@@ -27,7 +28,6 @@ from optsched.simulator.state import (
     ROOM,
     TURN_ARRIVED,
     Engine,
-    Laws,
     Outbox,
     Replicas,
     State,
@@ -155,22 +155,6 @@ def _next_turn(state: State, slot: int) -> None:
 
 
 @kernel
-def _step_s(
-    laws: Laws, replica: int, tokens: float, pairs: float, kv: float, sequences: float, hidden: float, busy: int
-) -> float:
-    knots, seconds, last = laws.gemm_tokens[replica], laws.gemm_s[replica], laws.knots[replica] - 1
-    upper = 1
-    while upper < last and knots[upper] < tokens:
-        upper += 1
-    slope = (seconds[upper] - seconds[upper - 1]) / (knots[upper] - knots[upper - 1])
-    gemm = seconds[upper - 1] + slope * (max(tokens, knots[0]) - knots[upper - 1])
-    work = gemm + laws.pair_s[replica] * pairs + laws.kv_s[replica] * kv
-    work += laws.sequence_s[replica] * sequences + laws.hidden_s[replica] * hidden
-    slowdown = laws.slowdown[replica, min(busy, laws.slowdown.shape[1]) - 1]
-    return float((laws.overhead_s[replica] + max(laws.floor_s[replica], work)) * slowdown)
-
-
-@kernel
 def _evict(
     requests: Requests, decision: Decision, replicas: Replicas, counters: Int64[Array, " 2"], outbox: Outbox, replica: int
 ) -> None:
@@ -238,7 +222,7 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
     if number == 0:
         return
     now = state.clock[0]
-    tokens, prefill, decodes, kv, hidden, pairs = 0, 0, 0, 0, 0, 0.0
+    tokens, prefill, read, decodes, kv, hidden, pairs = 0, 0, 0, 0, 0, 0, 0.0
     for index in range(number):
         slot = replicas.scheduled[replica, index]
         count, context = state.decision.tokens[slot], requests.context[slot]
@@ -256,6 +240,7 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
                 kv += context
         else:
             prefill += count
+            read += context
             pairs += count * (context + 0.5 * count)
         if requests.cache[slot] != KV:
             hidden += context
@@ -268,9 +253,9 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
     if host >= 0:
         replicas.busy_on_host[host] += 1
         busy = replicas.busy_on_host[host]
-    end = now + _step_s(state.laws, replica, tokens, pairs, kv, number, hidden, busy)
-    energy = state.laws.energy_j[replica]
-    replicas.dynamic_j[replica] += energy[0] + energy[1] * tokens + energy[2] * pairs + energy[3] * kv + energy[4] * hidden
+    content = (float(tokens), pairs, float(read), float(kv), float(number), float(hidden))
+    end = now + step_s(state.laws, replica, *content) * slowdown(state.laws, replica, busy)
+    replicas.dynamic_j[replica] += step_j(state.laws, replica, *content)
     replicas.busy[replica] = True
     push(state.heap, end, STEP_END, replica)
     state.counters[0] += 1
@@ -278,7 +263,7 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
         row = state.steps.size[0]
         integers, floats = state.steps.integers[row], state.steps.floats[row]
         integers[0], integers[1], integers[2], integers[3] = replica, prefill, number, decodes
-        integers[4], integers[5], integers[6] = kv, hidden, busy
+        integers[4], integers[5], integers[6], integers[7] = kv, hidden, busy, read
         floats[0], floats[1], floats[2] = now, end, pairs
         state.steps.size[0] = row + 1
 

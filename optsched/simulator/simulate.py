@@ -213,8 +213,9 @@ class _Simulation:
             queue_s=queue_s, admission_s=self.admission_s, token_s=turns.token_s,
             steps=Steps(
                 replica=integers[:, 0], start_s=floats[:, 0], end_s=floats[:, 1], prefill_tokens=integers[:, 1],
-                pairs=floats[:, 2], sequences=integers[:, 2], decode_sequences=integers[:, 3], kv_tokens=integers[:, 4],
-                hidden_tokens=integers[:, 5], busy_replicas=integers[:, 6],
+                pairs=floats[:, 2], prefill_context_tokens=integers[:, 7], sequences=integers[:, 2],
+                decode_sequences=integers[:, 3], kv_tokens=integers[:, 4], hidden_tokens=integers[:, 5],
+                busy_replicas=integers[:, 6],
             ),
             transfers=Transfers(
                 moves[:, 0].astype(np.int64), moves[:, 1].astype(np.int64), moves[:, 2].astype(np.int64),

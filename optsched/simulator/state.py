@@ -8,29 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int64
 
 from optsched.batching.state import Decision, Requests
-from optsched.domain.plan import Plan, PlanReplica
+from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
+from optsched.placement.step_time import Laws, pack
 from optsched.simulator.heap import ARRIVAL, Heap, push
 
 Array = np.ndarray
 NOWHERE, QUEUED, MOVING, BLOCKED, DONE = 0, 1, 2, 3, 4
 ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM = 0, 1, 2, 3, 4, 5, 6
-
-
-class Laws(NamedTuple):
-    """Step laws of the R replicas; gemm knots padded to one length with infinity."""
-
-    overhead_s: Float64[Array, " R"]
-    floor_s: Float64[Array, " R"]
-    gemm_tokens: Float64[Array, "R knots"]
-    gemm_s: Float64[Array, "R knots"]
-    knots: Int64[Array, " R"]
-    pair_s: Float64[Array, " R"]
-    kv_s: Float64[Array, " R"]
-    sequence_s: Float64[Array, " R"]
-    hidden_s: Float64[Array, " R"]
-    slowdown: Float64[Array, "R busy"]
-    energy_j: Float64[Array, "R 5"]
 
 
 class Replicas(NamedTuple):
@@ -85,7 +70,7 @@ class Turns(NamedTuple):
 class StepBuffer(NamedTuple):
     """Recorded steps; ``size[0]`` are filled. Columns as in `optsched.domain.log.Steps`."""
 
-    integers: Int64[Array, "capacity 7"]
+    integers: Int64[Array, "capacity 8"]
     floats: Float64[Array, "capacity 3"]
     size: Int64[Array, " 1"]
 
@@ -145,27 +130,6 @@ class State(NamedTuple):
     transfer_latency_s: Float64[Array, "R R"]
 
 
-def _laws(replicas: tuple[PlanReplica, ...]) -> Laws:
-    laws = [replica.coefficients for replica in replicas]
-    width = max(len(law.gemm_tokens) for law in laws)
-    busy = max(len(law.busy_slowdown) for law in laws)
-    tokens, seconds = np.full((len(laws), width), np.inf), np.full((len(laws), width), np.inf)
-    slowdown = np.ones((len(laws), busy))
-    for index, law in enumerate(laws):
-        tokens[index, : len(law.gemm_tokens)], seconds[index, : len(law.gemm_s)] = law.gemm_tokens, law.gemm_s
-        slowdown[index] = law.busy_slowdown[-1]
-        slowdown[index, : len(law.busy_slowdown)] = law.busy_slowdown
-
-    def column(name: str) -> Float64[Array, " R"]:
-        return np.array([getattr(law, name) for law in laws], dtype=float)
-
-    return Laws(
-        column("overhead_s"), column("floor_s"), tokens, seconds, np.array([len(law.gemm_tokens) for law in laws]),
-        column("pair_s"), column("kv_s"), column("sequence_s"), column("hidden_s"), slowdown,
-        np.stack([column(name) for name in ("step_j", "token_j", "pair_j", "kv_j", "hidden_j")], axis=1),
-    )  # fmt: skip
-
-
 def _replicas(plan: Plan, conversations: int) -> Replicas:
     replicas = plan.replicas
     hosts = sorted({replica.host for replica in replicas if replica.host is not None})
@@ -223,10 +187,10 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
         is_decode=np.zeros(conversations, bool),
         stays=np.zeros(conversations, bool),
         replicas=_replicas(plan, conversations),
-        laws=_laws(plan.replicas),
+        laws=pack([replica.coefficients for replica in plan.replicas]),
         turns=_turns(workload),
         heap=heap,
-        steps=StepBuffer(np.zeros((step_capacity, 7), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
+        steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
         outbox=Outbox(
             np.zeros(4 * conversations + 64, np.int64), np.zeros(4 * conversations + 64, np.int64), np.zeros(1, np.int64)
         ),

@@ -11,7 +11,8 @@ from optsched.domain.step_law import StepLaw
 from optsched.errors import ProblemError
 
 TRUTH = StepLaw(
-    overhead_s=5e-4, floor_s=3e-3, gemm_tokens=(0, 16, 64, 512), gemm_s=(1e-3, 2e-3, 6e-3, 5e-2), pair_s=2e-8, kv_s=4e-7,
+    overhead_s=5e-4, floor_s=3e-3, gemm_tokens=(0, 16, 64, 512), gemm_s=(1e-3, 2e-3, 6e-3, 5e-2), pair_s=2e-8,
+    prefill_context_s=2e-6, kv_s=4e-7,
     sequence_s=5e-5, hidden_s=6e-6, busy_slowdown=(1, 1.25, 1.6), step_j=0.3, idle_w=20.0,
 )  # fmt: skip
 
@@ -19,6 +20,7 @@ TRUTH = StepLaw(
 def steps_like_a_log(number: int, seed: int, most_busy: int = 3) -> Steps:
     draw = np.random.default_rng(seed)
     prefilling = draw.random(number) < 0.4
+    context = np.where(prefilling, draw.integers(0, 4000, number), 0)
     new = np.where(prefilling, np.round(np.exp(draw.uniform(1, 6.2, number))), 0)
     batch = np.where(prefilling, draw.integers(0, 8, number), draw.integers(1, 16, number))
     hidden = np.where(draw.random(number) < 0.3, batch * 200, 0)
@@ -29,7 +31,8 @@ def steps_like_a_log(number: int, seed: int, most_busy: int = 3) -> Steps:
         start_s=np.zeros(number),
         end_s=np.ones(number),
         prefill_tokens=new,
-        pairs=new * (draw.integers(0, 1000, number) + new / 2),
+        pairs=new * (context + new / 2),
+        prefill_context_tokens=context,
         sequences=sequences,
         decode_sequences=batch,
         kv_tokens=kv,
@@ -56,6 +59,7 @@ def test_a_known_law_is_recovered_from_noisy_steps() -> None:
     assert found.law.overhead_s == pytest.approx(TRUTH.overhead_s, rel=0.05)
     assert found.law.floor_s == pytest.approx(TRUTH.floor_s, rel=0.05)
     assert found.law.pair_s == pytest.approx(TRUTH.pair_s, rel=0.1)
+    assert found.law.prefill_context_s == pytest.approx(TRUTH.prefill_context_s, rel=0.1)
     assert found.law.kv_s == pytest.approx(TRUTH.kv_s, rel=0.1)
     assert found.law.hidden_s == pytest.approx(TRUTH.hidden_s, rel=0.1)
     assert found.busy_slowdown == pytest.approx(TRUTH.busy_slowdown, rel=0.03)

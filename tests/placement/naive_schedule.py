@@ -95,15 +95,16 @@ class Naive:
         if not engine.jobs and not engine.residents:
             return
         law = self.problem.replicas[index].coefficients
-        kv, pairs = sum(self.context[c] for c in engine.residents), 0.0
+        kv, pairs, context = sum(self.context[c] for c in engine.residents), 0.0, 0
         engine.chunk = 0
         if engine.jobs:
             job = engine.jobs[0]
             engine.chunk = min(self.problem.chunks[index], self.todo[job])
-            pairs = engine.chunk * (self.context[job] + engine.chunk / 2)
+            context = self.context[job]
+            pairs = engine.chunk * (context + engine.chunk / 2)
         tokens, sequences = engine.chunk + len(engine.residents), len(engine.residents) + bool(engine.jobs)
-        engine.until_s = now + float(law.step_s(tokens, pairs, kv, sequences))
-        engine.energy_j += law.energy_j(tokens, pairs, kv)
+        engine.until_s = now + float(law.step_s(tokens, pairs, kv, sequences, 0.0, context))
+        engine.energy_j += float(law.energy_j(tokens, pairs, kv, sequences, 0.0, context))
 
     def finish(self, index: int, engine: Engine, now: float) -> None:
         engine.until_s = math.inf

@@ -20,7 +20,8 @@ def law(scale: float = 1.0, **changes: object) -> StepLaw:
     return StepLaw(
         overhead_s=0.0021357 * scale, floor_s=0.0107913 * scale, gemm_tokens=(1, 64, 256),
         gemm_s=(0.0031 * scale, 0.0053 * scale, 0.0209 * scale), pair_s=1.013e-6 * scale, kv_s=4.07e-6 * scale,
-        sequence_s=1.03e-4 * scale, hidden_s=0.0, step_j=0.8 / scale, token_j=0.02, pair_j=1e-5, kv_j=2e-5 / scale, idle_w=40.0,
+        prefill_context_s=1.07e-5 * scale, sequence_s=1.03e-4 * scale, hidden_s=0.0, step_j=0.8 / scale,
+        gemm_j=(0.11, 2.3, 3.7), pair_j=1e-5, prefill_context_j=3e-5, kv_j=2e-5 / scale, sequence_j=7e-3, idle_w=40.0,
     ).replace(**changes)  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def problems(
     count = draw(st.integers(1, most))
     turns = [draw(st.lists(TURN, min_size=1, max_size=3)) for _ in range(count)]
     gaps = draw(st.lists(st.sampled_from([0.0, 0.01, 0.08, 0.5]), min_size=count, max_size=count))
-    laws = st.sampled_from([law(), law(), law(1.6), law(floor_s=0.0), law(gemm_tokens=(8, 32, 96)), law(step_j=0.0, kv_s=6e-5)])
+    changes = ({}, {}, {"floor_s": 0.0}, {"gemm_tokens": (8, 32, 96)}, {"step_j": 0.0, "kv_s": 6e-5}, {"gemm_j": (0, 0.02, 4)})
+    laws = st.sampled_from([law(1.6), *(law(**change) for change in changes)])
     replicas = tuple(
         replica(i, role, step_law=draw(laws), kv_blocks=draw(st.sampled_from([31, 45, 200])))
         for i, role in enumerate(draw(st.sampled_from(FLEETS)))

@@ -86,7 +86,7 @@ def test_time_in_other_units_scales_the_latencies(case) -> None:
         [[(int(work.new_tokens[t]), int(work.output_tokens[t]), 2 * float(work.gap_s[t])) for t in turns] for turns in work],
         (2 * work.arrival_s).tolist(),
     )
-    times = ("overhead_s", "floor_s", "pair_s", "kv_s", "sequence_s")
+    times = ("overhead_s", "floor_s", "pair_s", "prefill_context_s", "kv_s", "sequence_s")
     slow = tuple(
         r.replace(
             coefficients=r.coefficients.replace(

@@ -147,6 +147,7 @@ def test_a_step_records_what_it_computed_and_read() -> None:
     steps = steps_of(serve(replica, workload, [False, True]))
     assert steps.prefill_tokens.tolist() == [50, 0, 0, 6]  # both prompts; later 5 new tokens and the last output token
     assert steps.pairs.tolist() == [20 * 10 + 30 * 15, 0, 0, 6 * (22 + 3)]
+    assert steps.prefill_context_tokens.tolist() == [0, 0, 0, 22]
     assert steps.sequences.tolist() == [2, 2, 2, 2]
     assert steps.decode_sequences.tolist() == [0, 2, 2, 1]
     assert steps.kv_tokens.tolist() == [0, 20, 21, 0]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import workloads
 
 from optsched.domain.accounting import energy_j, measure_plan
+from optsched.domain.log import Steps
 from optsched.domain.results import Latencies
 from optsched.domain.standalone import standalone_latency
 from optsched.domain.workload import Workload
@@ -109,24 +110,33 @@ def test_the_paper_clock_never_shows_more_than_the_true_clock(workload, fleet):
         assert np.all(getattr(paper, name) <= getattr(true, name) + 1e-12)
 
 
+def content(steps: Steps) -> tuple[np.ndarray, ...]:
+    """Return the arguments of the step law for the steps of a log."""
+    return (
+        steps.prefill_tokens + steps.decode_sequences, steps.pairs, steps.kv_tokens, steps.sequences, steps.hidden_tokens,
+        steps.prefill_context_tokens,
+    )  # fmt: skip
+
+
 def test_energy_is_idle_power_over_the_makespan_plus_the_work():
     plan = make_plan(["mixed"], policy="collocated")
     log = simulate(plan, SWE)
-    steps = log.steps
-    work = (
-        LAW.step_j * log.iterations + LAW.token_j * (steps.prefill_tokens + steps.decode_sequences).sum()
-        + LAW.pair_j * steps.pairs.sum() + LAW.kv_j * steps.kv_tokens.sum()
-    )  # fmt: skip
+    work = LAW.energy_j(*content(log.steps)).sum()
     assert energy_j(plan, log) == pytest.approx(LAW.idle_w * log.makespan_s + work, rel=1e-9)
 
 
 def test_every_step_takes_what_the_step_law_says():
     plan = make_plan(["prefill", "decode", "decode"])
     steps = simulate(plan, SWE).steps
-    expected = LAW.step_s(
-        steps.prefill_tokens + steps.decode_sequences, steps.pairs, steps.kv_tokens, steps.sequences, steps.hidden_tokens
-    )
-    assert np.allclose(steps.end_s - steps.start_s, expected, rtol=1e-9, atol=0)
+    assert np.allclose(steps.end_s - steps.start_s, LAW.step_s(*content(steps)), rtol=1e-9, atol=0)
+
+
+def test_a_prefill_reads_the_context_of_its_earlier_chunks_and_turns():
+    workload = make_workload([[(600, 3), (8, 2)]], [0.0])
+    steps = simulate(make_plan(["mixed"], policy="collocated"), workload).steps
+    read = steps.prefill_context_tokens[steps.prefill_tokens > 0]
+    assert read.tolist() == [0, 256, 512, 602]  # chunks of 256; then the second turn, whose last output is not cached yet
+    assert np.all(steps.prefill_context_tokens[steps.prefill_tokens == 0] == 0)
 
 
 def test_replicas_of_one_host_slow_each_other_down():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from optsched.domain.hardware import Dtype
+from optsched.domain.dtypes import Dtype
 from optsched.domain.llm import Llm
 from optsched.errors import SpecError
 from optsched.files import read_json, validate

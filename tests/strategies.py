@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from optsched.domain.hardware import Datasheet, Dtype, Efficiency, FittedStepLaw, Gpu, Link, Price
+from optsched.domain.dtypes import Dtype
+from optsched.domain.efficiency import (
+    CollectiveLaw,
+    DecodeAttentionLaw,
+    Efficiency,
+    ElementwiseLaw,
+    ExpertsLaw,
+    Fit,
+    GemmLaw,
+    PrefillAttentionLaw,
+)
+from optsched.domain.hardware import Datasheet, FittedStepLaw, Gpu, Link, Price
 from optsched.domain.llm import Family, Llm, Mla, Moe
 from optsched.domain.step_law import StepLaw
 from optsched.domain.workload import Workload
@@ -142,6 +153,37 @@ def llms(draw: st.DrawFn, families: tuple[Family, ...] = ("opt", "llama", "qwen3
     )
 
 
+SHARES = _reals(0.05, 1.0)
+HALVES = _reals(1.0, 512.0)
+
+
+@st.composite
+def fits(draw: st.DrawFn) -> Fit:
+    """Fits of up to three parameters."""
+    names = draw(st.lists(NAMES, max_size=3, unique=True))
+    rows = [tuple(draw(_reals(-1.0, 1.0)) for _ in names) for _ in names]
+    errors = st.none() | _reals(0.0, 1.0)
+    return Fit(
+        source=draw(TEXTS),
+        date="2026-11-21",
+        num_rows=draw(st.integers(0, 10**6)),
+        rows_left_out=draw(st.dictionaries(TEXTS, st.integers(1, 100), max_size=2)),
+        train_mape=draw(_reals(0.0, 1.0)),
+        heldout_shapes_mape=draw(errors),
+        heldout_llms_mape=draw(errors),
+        parameters=tuple(names),
+        covariance=tuple(rows),
+    )
+
+
+def gemm_laws() -> st.SearchStrategy[GemmLaw]:
+    """Laws of matrix products, with and without a fit."""
+    return st.builds(
+        GemmLaw, compute=SHARES, memory=SHARES, half_rows=HALVES, half_inner=HALVES, half_outer=HALVES,
+        launch_s=_reals(0.0, 1e-4), fit=st.none() | fits(),
+    )  # fmt: skip
+
+
 @st.composite
 def gpus(draw: st.DrawFn) -> Gpu:
     """Gpus of plausible magnitude."""
@@ -162,10 +204,21 @@ def gpus(draw: st.DrawFn) -> Gpu:
         efficiency=Efficiency(
             origin=draw(st.sampled_from(["assumed", "fitted"])),
             source=draw(TEXTS),
-            compute=draw(_reals(0.05, 1.0)),
-            attention=draw(_reals(0.05, 1.0)),
-            memory=draw(_reals(0.05, 1.0)),
-            half_rate_tokens=draw(_reals(0.0, 512.0)),
+            sibling=draw(st.none() | NAMES),
+            gemm=draw(st.dictionaries(DTYPES, gemm_laws(), max_size=2)),
+            prefill_attention=draw(
+                st.dictionaries(
+                    DTYPES, st.builds(PrefillAttentionLaw, compute=SHARES, memory=SHARES, half_tokens=HALVES), max_size=2
+                )
+            ),
+            decode_attention=draw(
+                st.dictionaries(DTYPES, st.builds(DecodeAttentionLaw, compute=SHARES, memory=SHARES), max_size=2)
+            ),
+            experts=draw(
+                st.dictionaries(DTYPES, st.builds(ExpertsLaw, compute=SHARES, memory=SHARES, half_rows=HALVES), max_size=2)
+            ),
+            elementwise=draw(st.builds(ElementwiseLaw, memory=SHARES)),
+            collectives=draw(st.none() | st.builds(CollectiveLaw, bandwidth=SHARES)),
             layer_overhead_s=draw(_reals(0.0, 1e-3)),
             step_overhead_s=draw(_reals(0.0, 2e-2)),
             idle_w=power_w * draw(_reals(0.05, 0.9)),

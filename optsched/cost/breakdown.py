@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
-from optsched.cost.operations import communications, compute_operations
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
-from optsched.cost.step import communication_s, compute_s, operation_s, step_time, work_time
+from optsched.cost.step import step_time, work_time
 from optsched.cost.tier import TierParameters
+from optsched.cost.transformer import communications, compute_operations
 
 Resource = Literal["compute", "memory", "link", "overhead"]
 
@@ -28,17 +30,40 @@ class BreakdownRow:
     resource: Resource
 
 
+def _operation_seconds(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, Scalar]:
+    return {name: each.seconds(tier) for name, each in compute_operations(shape, features).items()}
+
+
+def _sped_up(tier: TierParameters, name: str, logarithm: Scalar) -> TierParameters:
+    faster: TierParameters = eqx.tree_at(lambda each: getattr(each, name), tier, getattr(tier, name) * jnp.exp(logarithm))
+    return faster
+
+
 @jax.jit
-def _computed(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, tuple[Scalar, ...]]:
+def _computed(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, dict[str, Scalar]]:
+    """Return of each operation its seconds, FLOPs and bytes, and the seconds that faster compute or memory would save."""
+    operations, nothing = compute_operations(shape, features), jnp.zeros_like(features.pairs)
+    seconds = _operation_seconds(tier, shape, features)
+    saved = {
+        name: jax.jacfwd(lambda x, name=name: _operation_seconds(_sped_up(tier, name, x), shape, features))(nothing)
+        for name in ("flops_per_s", "memory_bytes_per_s")
+    }
     return {
-        name: (operation_s(tier, each), compute_s(tier, each), each.flops, each.bytes)
-        for name, each in compute_operations(shape, features).items()
+        name: {
+            "seconds": seconds[name],
+            "flops": each.flops,
+            "bytes": each.bytes,
+            "compute": -saved["flops_per_s"][name],
+            "memory": -saved["memory_bytes_per_s"][name],
+        }
+        for name, each in operations.items()
     }
 
 
 @jax.jit
 def _sent(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, tuple[Scalar, Scalar]]:
-    return {name: (communication_s(tier, each), each.bytes) for name, each in communications(shape, features).items()}
+    sent = communications(shape, features, tier.gpus_per_node)
+    return {name: (each.seconds(tier), each.bytes) for name, each in sent.items()}
 
 
 @jax.jit
@@ -49,6 +74,13 @@ def _overheads(tier: TierParameters, shape: LlmShape, features: StepFeatures) ->
         "kernel launches": launch,
         "between steps": tier.step_overhead_s,
     }
+
+
+def _dominating(numbers: dict[str, float]) -> Resource:
+    """Return what most of an operation's time depends on; what neither compute nor memory would shorten is launch time."""
+    rest = numbers["seconds"] - numbers["compute"] - numbers["memory"]
+    shares: dict[Resource, float] = {"compute": numbers["compute"], "memory": numbers["memory"], "overhead": rest}
+    return max(shares, key=shares.__getitem__)
 
 
 @double_precision
@@ -68,9 +100,10 @@ def breakdown(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> 
     """
     rows: list[BreakdownRow] = []
     for name, values in _computed(tier, shape, features).items():
-        seconds, compute, flops, moved = map(float, values)
-        resource: Resource = "compute" if compute > seconds / 2 else "memory"
-        rows.append(BreakdownRow(name.replace("_", " "), seconds, flops, moved, resource))
+        numbers = {key: float(value) for key, value in values.items()}
+        rows.append(
+            BreakdownRow(name.replace("_", " "), numbers["seconds"], numbers["flops"], numbers["bytes"], _dominating(numbers))
+        )
     for name, (seconds, moved) in _sent(tier, shape, features).items():
         rows.append(BreakdownRow(name.replace("_", " "), float(seconds), 0.0, float(moved), "link"))
     for name, seconds in _overheads(tier, shape, features).items():

@@ -12,7 +12,8 @@ from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
 from optsched.cost.memory import Memory, memory
 from optsched.cost.sensitivity import elasticities
 from optsched.cost.tables import fitted_law, law_totals, origin, replica_parameters
-from optsched.domain.hardware import Link, Origin, Tier
+from optsched.domain.efficiency import Origin
+from optsched.domain.hardware import Link, Tier
 from optsched.domain.llm import Llm
 from optsched.domain.step_law import StepLaw
 from optsched.errors import SpecError

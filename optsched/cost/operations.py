@@ -1,177 +1,264 @@
-"""Every operation of a step as FLOPs, bytes and rows on each GPU of a stage, summed over the layers."""
+"""Every operation of a step with its shape on each GPU of a stage, and how often the step repeats it."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from optsched.cost.features import StepFeatures
+from optsched.cost import collectives, decode_attention, elementwise, experts, gemm, prefill_attention
 from optsched.cost.precision import Scalar
-from optsched.cost.shape import LlmShape
-
-LOGIT_PASSES = 3.0  # fp32 logits are written once and read twice (maximum or softmax, then the draw)
+from optsched.cost.tier import TierParameters
 
 
 class Operation(eqx.Module):
-    """Work of one operation on each GPU of a stage, all layers of the llm together.
+    """One kind of kernel; `count` times per step, each time with the same shape.
 
-    Attributes
-    ----------
-    flops, bytes
-        Floating-point operations, and bytes of device memory read and written.
-    idle_rows
-        ``1 / M``, M the rows of the matrix product: its rate is the full one times ``M / (M + half_rate_tokens)``. 0 where
-        rows do not limit it.
-    attention
-        Whether it runs at the rate of attention instead of that of matrix products.
+    `seconds`, `flops` and `moved_bytes` are those of all `count` times on each GPU.
     """
 
-    flops: Scalar
-    bytes: Scalar
-    idle_rows: Scalar
-    attention: bool = eqx.field(static=True, default=False)
+    count: Scalar
+
+    @abstractmethod
+    def once_s(self, tier: TierParameters) -> Scalar:
+        """Return the time of one of them in seconds."""
+
+    @property
+    @abstractmethod
+    def once_flops(self) -> Scalar:
+        """FLOPs of one of them."""
+
+    @property
+    @abstractmethod
+    def once_bytes(self) -> Scalar:
+        """Bytes of device memory that one of them reads and writes."""
+
+    @abstractmethod
+    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
+        """Return the FLOP rate and the memory bandwidth that its law reaches at best."""
+
+    def seconds(self, tier: TierParameters) -> Scalar:
+        """Return the time of all of them in seconds."""
+        return self.count * self.once_s(tier)
+
+    @property
+    def flops(self) -> Scalar:
+        """FLOPs of all of them."""
+        return self.count * self.once_flops
+
+    @property
+    def bytes(self) -> Scalar:
+        """Bytes that all of them move."""
+        return self.count * self.once_bytes
+
+    def joules(self, tier: TierParameters) -> Scalar:
+        """Return the dynamic energy of all of them on one GPU."""
+        return tier.joules(self.flops, self.bytes, *self.rates(tier))
+
+
+class Gemm(Operation):
+    """A matrix product of weights: (rows, inner) by (inner, outer)."""
+
+    rows: Scalar
+    inner: Scalar
+    outer: Scalar
+    weight_bytes: Scalar
+    activation_bytes: Scalar
+
+    def once_s(self, tier: TierParameters) -> Scalar:
+        """Return the time of one of them in seconds."""
+        return gemm.gemm_s(tier.gemm, tier.card, self.rows, self.inner, self.outer, self.weight_bytes, self.activation_bytes)
+
+    @property
+    def once_flops(self) -> Scalar:
+        """FLOPs of one of them."""
+        return gemm.gemm_flops(self.rows, self.inner, self.outer)
+
+    @property
+    def once_bytes(self) -> Scalar:
+        """Bytes that one of them moves."""
+        return gemm.gemm_bytes(self.rows, self.inner, self.outer, self.weight_bytes, self.activation_bytes)
+
+    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
+        """Return the best rates of matrix products."""
+        card, law = tier.card, tier.gemm
+        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
+
+
+class PrefillAttention(Operation):
+    """Attention of the sequences in prefill; totals over them, and heads of this GPU."""
+
+    tokens: Scalar
+    context_tokens: Scalar
+    pairs: Scalar
+    sequences: Scalar
+    heads: Scalar
+    kv_heads: Scalar
+    key_dim: Scalar
+    value_dim: Scalar
+    cache_width: Scalar
+    cache_bytes: Scalar
+    activation_bytes: Scalar
+
+    def once_s(self, tier: TierParameters) -> Scalar:
+        """Return the time of one of them in seconds."""
+        return prefill_attention.prefill_attention_s(
+            tier.prefill_attention, tier.wide_card, self.tokens, self.context_tokens, self.pairs, self.sequences, self.heads,
+            self.kv_heads, self.key_dim, self.value_dim, self.cache_width, self.cache_bytes, self.activation_bytes,
+        )  # fmt: skip
+
+    @property
+    def once_flops(self) -> Scalar:
+        """FLOPs of one of them."""
+        return prefill_attention.prefill_attention_flops(self.pairs, self.heads, self.key_dim, self.value_dim)
+
+    @property
+    def once_bytes(self) -> Scalar:
+        """Bytes that one of them moves."""
+        return prefill_attention.prefill_attention_bytes(
+            self.tokens, self.context_tokens, self.heads, self.key_dim, self.value_dim, self.cache_width, self.cache_bytes,
+            self.activation_bytes,
+        )  # fmt: skip
+
+    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
+        """Return the best rates of prefill attention."""
+        card, law = tier.wide_card, tier.prefill_attention
+        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
+
+
+class DecodeAttention(Operation):
+    """Attention of the decoding sequences; totals over them, and heads of this GPU."""
+
+    sequences: Scalar
+    cached_tokens: Scalar
+    heads: Scalar
+    kv_heads: Scalar
+    key_dim: Scalar
+    value_dim: Scalar
+    cache_width: Scalar
+    cache_bytes: Scalar
+    activation_bytes: Scalar
+
+    def once_s(self, tier: TierParameters) -> Scalar:
+        """Return the time of one of them in seconds."""
+        return decode_attention.decode_attention_s(
+            tier.decode_attention, tier.wide_card, self.sequences, self.cached_tokens, self.heads, self.kv_heads,
+            self.key_dim, self.value_dim, self.cache_width, self.cache_bytes, self.activation_bytes,
+        )  # fmt: skip
+
+    @property
+    def once_flops(self) -> Scalar:
+        """FLOPs of one of them."""
+        return decode_attention.decode_attention_flops(self.cached_tokens, self.heads, self.key_dim, self.value_dim)
+
+    @property
+    def once_bytes(self) -> Scalar:
+        """Bytes that one of them moves."""
+        return decode_attention.decode_attention_bytes(
+            self.sequences, self.cached_tokens, self.heads, self.key_dim, self.value_dim, self.cache_width, self.cache_bytes,
+            self.activation_bytes,
+        )  # fmt: skip
+
+    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
+        """Return the best rates of decode attention."""
+        card, law = tier.wide_card, tier.decode_attention
+        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
+
+
+class Experts(Operation):
+    """The routed experts of one layer."""
+
+    tokens: Scalar
+    hidden_size: Scalar
+    expert_size: Scalar
+    num_experts: Scalar
+    experts_per_token: Scalar
+    groups: Scalar
+    matrices: Scalar
+    weight_bytes: Scalar
+    activation_bytes: Scalar
+
+    def once_s(self, tier: TierParameters) -> Scalar:
+        """Return the time of one of them in seconds."""
+        return experts.experts_s(
+            tier.experts, tier.card, self.tokens, self.hidden_size, self.expert_size, self.num_experts,
+            self.experts_per_token, self.groups, self.matrices, self.weight_bytes, self.activation_bytes,
+        )  # fmt: skip
+
+    @property
+    def once_flops(self) -> Scalar:
+        """FLOPs of one of them."""
+        return experts.experts_flops(
+            self.tokens, self.hidden_size, self.expert_size, self.experts_per_token, self.groups, self.matrices
+        )
+
+    @property
+    def once_bytes(self) -> Scalar:
+        """Bytes that one of them moves."""
+        return experts.experts_bytes(
+            self.tokens, self.hidden_size, self.expert_size, self.num_experts, self.experts_per_token, self.groups,
+            self.matrices, self.weight_bytes, self.activation_bytes,
+        )  # fmt: skip
+
+    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
+        """Return the best rates of routed experts."""
+        card, law = tier.card, tier.experts
+        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
+
+
+class Elementwise(Operation):
+    """Kernels that pass over memory."""
+
+    kernels: Scalar
+    moved_bytes: Scalar
+
+    def once_s(self, tier: TierParameters) -> Scalar:
+        """Return the time of one of them in seconds."""
+        return elementwise.elementwise_s(tier.elementwise, tier.card, self.kernels, self.moved_bytes)
+
+    @property
+    def once_flops(self) -> Scalar:
+        """FLOPs of one of them: none that count."""
+        return jnp.zeros_like(self.moved_bytes)
+
+    @property
+    def once_bytes(self) -> Scalar:
+        """Bytes that one of them moves."""
+        return self.moved_bytes
+
+    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
+        """Return the best rates of memory passes."""
+        return tier.flops_per_s, tier.memory_bytes_per_s * tier.elementwise.memory
 
 
 class Communication(eqx.Module):
-    """Bytes that each GPU sends over its link, and messages that follow one another."""
+    """A collective of some GPUs on `num_bytes`; `count` times per step, one after another.
 
-    bytes: Scalar
-    messages: Scalar
-
-
-def _gemm(params: Scalar, rows: Scalar, widths: Scalar, shape: LlmShape, layers: Scalar) -> Operation:
-    """Return a matrix product with `params` weights on each GPU; `widths` counts its inputs and outputs per row."""
-    moved = params * shape.weight_bytes + rows * widths * shape.activation_bytes
-    return Operation(2.0 * layers * rows * params, layers * moved, 1.0 / jnp.maximum(rows, 1.0))
-
-
-def compute_operations(shape: LlmShape, features: StepFeatures) -> dict[str, Operation]:
-    """Return what each GPU of a stage computes in a step, by operation.
-
-    Parameters
-    ----------
-    shape
-        The llm and its layout; tensor parallelism splits heads and the feed-forward's width.
-    features
-        Totals of the step.
-
-    Notes
-    -----
-    Per layer, with T tokens: projections ``2 T params``; prefill attention ``4 h d_h`` FLOPs per pair; decode attention
-    reads the cached K and V of ``kv_tokens + hidden_tokens``; the rebuild of T_h hidden tokens costs
-    ``2 T_h d (2 n_kv d_h)`` FLOPs and writes what attention then reads. Its weights are those of the K and V projection
-    that the new tokens pass in the same product, so they are not read twice.
+    For ``hand_over``, `gpus` is the share of the hand-overs that cross nodes.
     """
-    s, f = shape, features
-    tokens, layers = f.tokens, s.num_layers
-    return {
-        "qkv_projection": _gemm(
-            s.sharded_qkv_params / s.tp + s.kv_params * s.kv_share,
-            tokens,
-            s.hidden_size + s.query_width / s.tp + s.cache_width * s.kv_share,
-            s,
-            layers,
-        ),
-        "prefill_attention": _prefill_attention(s, f),
-        "decode_attention": _decode_attention(s, f),
-        "hidden_rebuild": _hidden_rebuild(s, f),
-        "output_projection": _gemm(s.output_params / s.tp, tokens, s.value_width / s.tp + s.hidden_size, s, layers),
-        "feed_forward": _dense_feed_forward(s, tokens),
-        "experts": _experts(s, tokens),
-        "elementwise": _elementwise(s, tokens),
-        "lm_head": _lm_head(s, f),
-    }
 
+    count: Scalar
+    num_bytes: Scalar
+    gpus: Scalar
+    kind: Literal["all_reduce", "all_gather", "all_to_all", "hand_over"] = eqx.field(static=True)
 
-def _prefill_attention(s: LlmShape, f: StepFeatures) -> Operation:
-    new = jnp.maximum(f.prefill_tokens, 1.0)
-    # Keys and values read once per sequence: the mean context of its new tokens, for each sequence in prefill.
-    read = f.pairs / new * jnp.maximum(f.sequences - f.decode_sequences, 0.0)
-    queries = f.prefill_tokens * (s.query_width + s.value_width) / s.tp * s.activation_bytes
-    moved = queries + read * s.cache_width * s.kv_share * s.cache_bytes
-    return Operation(s.num_layers * s.pair_flops / s.tp * f.pairs, s.num_layers * moved, 1.0 / new, attention=True)
+    def seconds(self, tier: TierParameters) -> Scalar:
+        """Return the time of all of them in seconds."""
+        times = {
+            "all_reduce": collectives.all_reduce_s,
+            "all_gather": collectives.all_gather_s,
+            "all_to_all": collectives.all_to_all_s,
+            "hand_over": collectives.hand_over_s,
+        }
+        return self.count * times[self.kind](tier.collectives, tier.fabric, self.num_bytes, self.gpus)
 
-
-def _decode_attention(s: LlmShape, f: StepFeatures) -> Operation:
-    cached = f.kv_tokens + f.hidden_tokens
-    queries = f.decode_sequences * (s.query_width + s.value_width) / s.tp * s.activation_bytes
-    moved = cached * s.cache_width * s.kv_share * s.cache_bytes + queries
-    # Split over sequences, heads and pieces of the context, so few rows do not starve it.
-    return Operation(s.num_layers * s.cached_flops / s.tp * cached, s.num_layers * moved, jnp.zeros_like(cached), attention=True)
-
-
-def _hidden_rebuild(s: LlmShape, f: StepFeatures) -> Operation:
-    local_width = s.cache_width * s.kv_share
-    flops = 2.0 * s.num_layers * f.hidden_tokens * s.hidden_size * local_width
-    # The cached layer input is split over the GPUs at rest and gathered into a buffer, written and read again.
-    gathered = jnp.where(s.tp > 1.0, 2.0, 0.0) * s.hidden_size
-    elements = s.hidden_size / s.tp + gathered + local_width + s.rotated_elements * s.kv_share
-    return Operation(flops, s.num_layers * f.hidden_tokens * elements * s.cache_bytes, 1.0 / jnp.maximum(f.hidden_tokens, 1.0))
-
-
-def _dense_feed_forward(s: LlmShape, tokens: Scalar) -> Operation:
-    """Return the dense feed-forward of the dense layers and the shared experts of the others."""
-    width = s.num_dense_layers * s.ffn_size + s.num_moe_layers * s.shared_size
-    params = s.ffn_matrices * s.hidden_size * width / s.tp
-    outputs = s.ffn_matrices * width / s.tp + 2.0 * s.num_layers * s.hidden_size
-    return _gemm(params, tokens, outputs, s, jnp.ones_like(tokens))
-
-
-def _experts(s: LlmShape, tokens: Scalar) -> Operation:
-    """Return the router and the routed experts.
-
-    Notes
-    -----
-    With T tokens drawing k of E experts evenly, ``E (1 - (1 - k/E)^T)`` distinct ones are expected to be read; each then
-    multiplies ``T k`` over that many rows.
-    """
-    missed = jnp.log1p(-jnp.minimum(s.experts_per_token / s.num_experts, 1.0 - 1e-12))
-    touched = -s.num_experts * jnp.expm1(tokens * missed)
-    visits = tokens * s.experts_per_token
-    expert = s.ffn_matrices * s.hidden_size * s.expert_size / s.tp
-    router = s.num_experts * s.hidden_size
-    rows = visits / jnp.maximum(touched, 1.0)
-    widths = visits * (2.0 * s.hidden_size + s.ffn_matrices * s.expert_size / s.tp) + tokens * (s.hidden_size + s.num_experts)
-    flops = 2.0 * (visits * expert + tokens * router)
-    moved = (touched * expert + router) * s.weight_bytes + widths * s.activation_bytes
-    return Operation(s.num_moe_layers * flops, s.num_moe_layers * moved, 1.0 / jnp.maximum(rows, 1.0))
-
-
-def _elementwise(s: LlmShape, tokens: Scalar) -> Operation:
-    elements = s.local_elements / s.tp + s.shared_elements
-    return Operation(jnp.zeros_like(tokens), s.num_layers * tokens * elements * s.activation_bytes, jnp.zeros_like(tokens))
-
-
-def _lm_head(s: LlmShape, f: StepFeatures) -> Operation:
-    params = s.hidden_size * s.vocab_size / s.tp
-    needed = jnp.minimum(f.emitting, 1.0)  # a step in which nothing is emitted skips it
-    logits = f.emitting * (s.hidden_size * s.activation_bytes + LOGIT_PASSES * 4.0 * s.vocab_size / s.tp)
-    return Operation(2.0 * f.emitting * params, needed * params * s.weight_bytes + logits, 1.0 / jnp.maximum(f.emitting, 1.0))
-
-
-def communications(shape: LlmShape, features: StepFeatures) -> dict[str, Communication]:
-    """Return what each GPU sends in a step, by operation.
-
-    Notes
-    -----
-    An all-reduce of n bytes over p GPUs sends ``2 n (p - 1) / p`` from each (ring bound; Patarasuk and Yuan, J. Parallel
-    Distrib. Comput. 69, 2009) in ``2 log2 p`` dependent messages (double binary trees; Sanders, Speck and Traff, Parallel
-    Computing 35, 2009); an all-gather and an all-to-all send ``n (p - 1) / p``. There are two all-reduces per layer; with
-    expert parallelism the second one of a routed layer becomes two all-to-alls of the routed tokens. Pipeline stages hand
-    over the layer input of all tokens.
-    """
-    s, f = shape, features
-    part, depth = (s.tp - 1.0) / s.tp, jnp.log2(s.tp)
-    activations = f.tokens * s.hidden_size * s.activation_bytes
-    exchanged_layers = s.num_moe_layers * s.expert_parallel
-    reduces = 2.0 * s.num_layers - exchanged_layers
-    used = jnp.minimum(f.hidden_tokens, 1.0)
-    gathered = f.hidden_tokens * s.hidden_size * s.cache_bytes
-    return {
-        "all_reduce": Communication(reduces * 2.0 * part * activations, reduces * 2.0 * depth),
-        "expert_exchange": Communication(
-            exchanged_layers * 2.0 * part * activations * s.experts_per_token / s.tp, exchanged_layers * 2.0 * depth
-        ),
-        "hidden_gather": Communication(s.num_layers * part * gathered, s.num_layers * depth * used),
-        "stage_hand_over": Communication((s.pp - 1.0) * activations / s.tp, s.pp - 1.0),
-    }
+    @property
+    def bytes(self) -> Scalar:
+        """Bytes that each GPU sends in all of them."""
+        if self.kind == "all_reduce":
+            return self.count * collectives.all_reduce_bytes(self.num_bytes, self.gpus)
+        if self.kind == "hand_over":
+            return self.count * self.num_bytes
+        return self.count * collectives.all_gather_bytes(self.num_bytes, self.gpus)

@@ -16,11 +16,14 @@ FIELDS = (
     "memory_bytes_per_s",
     "link_bytes_per_s",
     "link_latency_s",
+    "network_bytes_per_s",
+    "network_latency_s",
     "layer_overhead_s",
     "step_overhead_s",
     "sequence_overhead_s",
     "cap_w",
 )
+LAUNCHED = ("gemm", "prefill_attention", "decode_attention", "experts", "elementwise", "collectives")
 
 
 def _total_s(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> Scalar:
@@ -44,7 +47,10 @@ def elasticities(tier: TierParameters, shape: LlmShape, features: StepFeatures) 
     Returns
     -------
     dict
-        -0.8 for ``memory_bytes_per_s`` means: 10 % more bandwidth saves about 8 % of the time.
+        -0.8 for ``memory_bytes_per_s`` means: 10 % more bandwidth saves about 8 % of the time. ``launch_s`` is that of all
+        kernels together.
     """
     gradient = _gradient(tier, shape, features.rows())
-    return {name: float(getattr(gradient, name)) * float(getattr(tier, name)) for name in FIELDS}
+    found = {name: float(getattr(gradient, name)) * float(getattr(tier, name)) for name in FIELDS}
+    launches = (float(getattr(gradient, name).launch_s) * float(getattr(tier, name).launch_s) for name in LAUNCHED)
+    return {**found, "launch_s": sum(launches)}

@@ -8,7 +8,7 @@ from typing import Self
 import equinox as eqx
 
 from optsched.cost.precision import Scalar, scalar
-from optsched.domain.hardware import DTYPE_BYTES
+from optsched.domain.dtypes import DTYPE_BYTES
 from optsched.domain.llm import Llm
 from optsched.errors import SpecError
 
@@ -59,68 +59,72 @@ def kv_share(llm: Llm, tp: int) -> float:
 
 
 class LlmShape(eqx.Module):
-    """An llm under a layout; every leaf a float64 scalar (or a stack of them). Counts of parameters are per layer.
+    """An llm under a layout; every leaf a float64 scalar (or a stack of them). Widths are the llm's, before they are split.
 
     Attributes
     ----------
     num_layers, num_dense_layers, num_moe_layers
         All layers, and those with a dense and with a routed feed-forward.
-    hidden_size
-        d.
+    hidden_size, vocab_size
+        d, and the width of the LM head.
     weight_bytes, activation_bytes, cache_bytes
         Bytes of one weight, one activation and one cached element.
-    sharded_qkv_params, kv_params, output_params
-        Projections split over the heads (queries, and the up-projections of MLA), projections into the cache, and the
-        output projection.
-    query_width, value_width
-        Elements of a token's queries and of its attention output.
-    ffn_size, ffn_matrices
-        Width and number of matrices of the dense feed-forward; shared experts are counted by `shared_size`.
-    num_experts, experts_per_token, expert_size, shared_size
-        Routed experts; 1, 1, 0 and 0 without.
-    pair_flops
-        FLOPs of prefill attention per (token, context token) pair: ``4 h d_h``, MLA ``2 h (nope + rope + v)``.
-    cached_flops
-        FLOPs of decode attention per cached token: as a pair; MLA in absorbed form ``2 h (2 rank + rope)``.
+    latent
+        1 with latent attention (MLA), else 0.
+    num_heads, kv_heads_per_gpu
+        Query heads, and KV heads on each GPU.
+    key_dim, value_dim
+        Widths of one head's queries and values in prefill.
+    decode_key_dim, decode_value_dim
+        In decode; latent attention absorbs its projections: latent and rotated width, and latent width.
+    query_rank, kv_rank, up_width
+        Latent widths of the queries, and of keys and values, and the width that the latter are projected up to; else 1.
     cache_width
         Cached elements per token.
+    ffn_size, ffn_matrices
+        Width and number of matrices of the dense feed-forward.
+    num_experts, experts_per_token, expert_size, shared_size
+        Routed experts, and the width of the shared ones together; 1, 1, 1 and 0 without.
     local_elements, shared_elements
         Elements per token and layer that elementwise kernels read and write: split over the GPUs, and not split (norms).
     rotated_elements
         Elements per token that a rebuild normalises and rotates again.
-    vocab_size, tp, pp, kv_share, expert_parallel
-        As named; `kv_share` of the cache is on each GPU of a stage.
+    tp, pp, kv_share, expert_groups
+        As named; `kv_share` of the cache is on each GPU of a stage; GPUs that whole experts are spread over (1: slices).
     """
 
     num_layers: Scalar
     num_dense_layers: Scalar
     num_moe_layers: Scalar
     hidden_size: Scalar
+    vocab_size: Scalar
     weight_bytes: Scalar
     activation_bytes: Scalar
     cache_bytes: Scalar
-    sharded_qkv_params: Scalar
-    kv_params: Scalar
-    output_params: Scalar
-    query_width: Scalar
-    value_width: Scalar
+    latent: Scalar
+    num_heads: Scalar
+    kv_heads_per_gpu: Scalar
+    key_dim: Scalar
+    value_dim: Scalar
+    decode_key_dim: Scalar
+    decode_value_dim: Scalar
+    query_rank: Scalar
+    kv_rank: Scalar
+    up_width: Scalar
+    cache_width: Scalar
     ffn_size: Scalar
     ffn_matrices: Scalar
     num_experts: Scalar
     experts_per_token: Scalar
     expert_size: Scalar
     shared_size: Scalar
-    pair_flops: Scalar
-    cached_flops: Scalar
-    cache_width: Scalar
     local_elements: Scalar
     shared_elements: Scalar
     rotated_elements: Scalar
-    vocab_size: Scalar
     tp: Scalar
     pp: Scalar
     kv_share: Scalar
-    expert_parallel: Scalar
+    expert_groups: Scalar
 
     @classmethod
     def of(cls, llm: Llm, layout: Layout | None = None) -> Self:
@@ -140,57 +144,45 @@ class LlmShape(eqx.Module):
             "num_dense_layers": llm.num_layers - llm.num_moe_layers,
             "num_moe_layers": llm.num_moe_layers,
             "hidden_size": llm.hidden_size,
+            "vocab_size": llm.vocab_size,
             "weight_bytes": DTYPE_BYTES[llm.dtype],
             # Between kernels 8-bit and 4-bit llms keep 16-bit activations.
             "activation_bytes": max(2.0, DTYPE_BYTES[llm.dtype]),
             "cache_bytes": DTYPE_BYTES[llm.cache_dtype],
-            **_attention(llm),
+            "num_heads": llm.num_heads,
+            **_attention(llm, layout.tp),
+            "cache_width": llm.kv_width,
             "ffn_size": llm.ffn_size,
             "ffn_matrices": 3 if llm.gated_ffn else 2,
             "num_experts": moe.num_experts if moe else 1,
             "experts_per_token": moe.experts_per_token if moe else 1,
-            "expert_size": moe.expert_size if moe else 0,
+            "expert_size": moe.expert_size if moe else 1,
             "shared_size": moe.num_shared * moe.expert_size if moe else 0,
             "local_elements": local,
             # Two norms, each with the residual addition: read x and the residual, write both.
             "shared_elements": 8 * llm.hidden_size,
             "rotated_elements": rotated,
-            "vocab_size": llm.vocab_size,
             "tp": layout.tp,
             "pp": layout.pp,
             "kv_share": kv_share(llm, layout.tp),
-            "expert_parallel": layout.expert_parallel,
+            "expert_groups": layout.tp if layout.expert_parallel and moe else 1,
         }
         return cls(**{name: scalar(value) for name, value in numbers.items()})
 
 
-def _attention(llm: Llm) -> dict[str, float]:
-    d, heads = llm.hidden_size, llm.num_heads
-    if llm.mla is not None:
-        m = llm.mla
-        query = heads * (m.nope_dim + m.rope_dim)
-        up = m.q_rank * query + m.kv_rank * heads * (m.nope_dim + m.v_dim)
+def _attention(llm: Llm, tp: int) -> dict[str, float]:
+    m = llm.mla
+    if m is None:
+        width = llm.head_dim
         return {
-            "sharded_qkv_params": d * m.q_rank + up,
-            "kv_params": d * (m.kv_rank + m.rope_dim),
-            "output_params": heads * m.v_dim * d,
-            "query_width": query,
-            "value_width": heads * m.v_dim,
-            "pair_flops": 2 * heads * (m.nope_dim + m.rope_dim + m.v_dim),
-            "cached_flops": 2 * heads * (2 * m.kv_rank + m.rope_dim),
-            "cache_width": llm.kv_width,
-        }
-    width = heads * llm.head_dim
+            "latent": 0, "kv_heads_per_gpu": max(1.0, llm.num_kv_heads / tp), "key_dim": width, "value_dim": width,
+            "decode_key_dim": width, "decode_value_dim": width, "query_rank": 1, "kv_rank": 1, "up_width": 1,
+        }  # fmt: skip
     return {
-        "sharded_qkv_params": d * width,
-        "kv_params": d * llm.kv_width,
-        "output_params": width * d,
-        "query_width": width,
-        "value_width": width,
-        "pair_flops": 4 * width,
-        "cached_flops": 4 * width,
-        "cache_width": llm.kv_width,
-    }
+        "latent": 1, "kv_heads_per_gpu": 1, "key_dim": m.nope_dim + m.rope_dim, "value_dim": m.v_dim,
+        "decode_key_dim": m.kv_rank + m.rope_dim, "decode_value_dim": m.kv_rank, "query_rank": m.q_rank,
+        "kv_rank": m.kv_rank, "up_width": llm.num_heads * (m.nope_dim + m.v_dim),
+    }  # fmt: skip
 
 
 def _elementwise(llm: Llm) -> tuple[float, float]:

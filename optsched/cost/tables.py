@@ -14,8 +14,9 @@ from optsched.cost.precision import double_precision
 from optsched.cost.samples import decode_steps, gemm_knots, joined, mixed_steps, prefill_steps, random_steps
 from optsched.cost.shape import Layout, LlmShape
 from optsched.cost.step import launch_floor
-from optsched.cost.tier import TierParameters, link_of
-from optsched.domain.hardware import Gpu, Link, Origin, Tier
+from optsched.cost.tier import TierParameters, link_of, network_of
+from optsched.domain.efficiency import Origin
+from optsched.domain.hardware import Gpu, Link, Tier
 from optsched.domain.llm import Llm
 from optsched.domain.step_law import StepLaw
 
@@ -87,7 +88,7 @@ def replica_parameters(
         As `step_law`.
     """
     shape = LlmShape.of(llm, Layout(tp, pp))
-    return TierParameters.of(tier, llm, link_of(tier, link, tp * pp)), shape
+    return TierParameters.of(tier, llm, link_of(tier, link, tp * pp), network_of(tier, tp * pp)), shape
 
 
 def _weighted_nnls(columns: Float64[Array, "S K"], target: Float64[Array, " S"], weight: Float64[Array, " S"]) -> Array:

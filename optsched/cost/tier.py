@@ -7,8 +7,17 @@ from typing import Self
 import equinox as eqx
 
 from optsched import catalog
+from optsched.cost.collectives import CollectiveParameters, Fabric
+from optsched.cost.decode_attention import DecodeAttentionParameters
+from optsched.cost.elementwise import ElementwiseParameters
+from optsched.cost.experts import ExpertsParameters
+from optsched.cost.gemm import GemmParameters
 from optsched.cost.precision import Scalar, scalar
-from optsched.domain.hardware import Dtype, Link, Tier
+from optsched.cost.prefill_attention import PrefillAttentionParameters
+from optsched.cost.roofline import Card
+from optsched.domain.dtypes import DTYPE_BYTES, Dtype
+from optsched.domain.efficiency import CollectiveLaw
+from optsched.domain.hardware import Link, Tier
 from optsched.domain.llm import Llm
 from optsched.errors import SpecError
 
@@ -51,24 +60,26 @@ def peak_flops_per_s(tier: Tier, dtype: Dtype) -> float:
 
 
 class TierParameters(eqx.Module):
-    """Peaks, efficiencies, overheads, powers and the link of a tier; every leaf a float64 scalar (or a stack of them).
+    """Peaks, laws, overheads, powers and links of a tier; every leaf a float64 scalar (or a stack of them).
 
     Attributes
     ----------
     flops_per_s, memory_bytes_per_s
-        Datasheet peaks, the former at the llm's data type.
-    compute, attention, memory
-        Shares of the peaks that large matrix products, prefill attention and large reads reach.
-    half_rate_tokens
-        Rows at which a matrix product reaches half of `compute`.
+        Datasheet peaks, the former at the data type of the llm's weights.
+    wide_rate
+        Peak at the data type of the activations over `flops_per_s`: attention computes in it.
+    gemm, prefill_attention, decode_attention, experts, elementwise, collectives
+        The laws of each family of operations, at the llm's data types.
     layer_overhead_s, step_overhead_s, sequence_overhead_s
         Launch time per layer (a floor under the device's work), time between steps, and time per sequence.
     idle_w, board_w, cap_w
         Power of the idle card, its board limit, and the cap of the tier.
     cap_exponent, dynamic_memory_share
-        See `clock`, and `memory_j_per_byte`.
+        See `clock`, and `joules`.
     link_bytes_per_s, link_latency_s, link_j_per_byte
-        The link between the GPUs of one replica.
+        The link between the GPUs of one node.
+    network_bytes_per_s, network_latency_s, gpus_per_node
+        The link between nodes, and the GPUs that share a node.
 
     Notes
     -----
@@ -80,11 +91,14 @@ class TierParameters(eqx.Module):
     """
 
     flops_per_s: Scalar
+    wide_rate: Scalar
     memory_bytes_per_s: Scalar
-    compute: Scalar
-    attention: Scalar
-    memory: Scalar
-    half_rate_tokens: Scalar
+    gemm: GemmParameters
+    prefill_attention: PrefillAttentionParameters
+    decode_attention: DecodeAttentionParameters
+    experts: ExpertsParameters
+    elementwise: ElementwiseParameters
+    collectives: CollectiveParameters
     layer_overhead_s: Scalar
     step_overhead_s: Scalar
     sequence_overhead_s: Scalar
@@ -96,17 +110,22 @@ class TierParameters(eqx.Module):
     link_bytes_per_s: Scalar
     link_latency_s: Scalar
     link_j_per_byte: Scalar
+    network_bytes_per_s: Scalar
+    network_latency_s: Scalar
+    gpus_per_node: Scalar
 
     @classmethod
-    def of(cls, tier: Tier, llm: Llm, link: Link | None = None) -> Self:
-        """Collect the parameters of a tier for an llm's data type.
+    def of(cls, tier: Tier, llm: Llm, link: Link | None = None, network: Link | None = None) -> Self:
+        """Collect the parameters of a tier for an llm's data types.
 
         Parameters
         ----------
         tier, llm
             Where, and what.
         link
-            Between the GPUs of one replica; None where a replica has one GPU.
+            Between the GPUs of one replica and node; None where a replica has one GPU.
+        network
+            Between the nodes of one replica; None where it fits a node.
 
         Raises
         ------
@@ -114,13 +133,20 @@ class TierParameters(eqx.Module):
             If the datasheet lists no FLOP rate for the llm's data type.
         """
         sheet, achieved = tier.gpu.datasheet, tier.gpu.efficiency
+        peak = peak_flops_per_s(tier, llm.dtype)
+        # A replica of one GPU sends nothing, so any positive bandwidth serves; so for one node and the network.
+        near = (link.bytes_per_s, link.latency_s, link.joules_per_byte) if link else (sheet.memory_bytes_per_s, 0.0, 0.0)
+        far = (network.bytes_per_s, network.latency_s) if network else near[:2]
         return cls(
-            flops_per_s=scalar(peak_flops_per_s(tier, llm.dtype)),
+            flops_per_s=scalar(peak),
+            wide_rate=scalar(peak_flops_per_s(tier, activation_dtype(llm)) / peak),
             memory_bytes_per_s=scalar(sheet.memory_bytes_per_s),
-            compute=scalar(achieved.compute),
-            attention=scalar(achieved.attention),
-            memory=scalar(achieved.memory),
-            half_rate_tokens=scalar(achieved.half_rate_tokens),
+            gemm=GemmParameters.of(achieved.gemm_law(llm.dtype)),
+            prefill_attention=PrefillAttentionParameters.of(achieved.prefill_attention_law(llm.cache_dtype)),
+            decode_attention=DecodeAttentionParameters.of(achieved.decode_attention_law(llm.cache_dtype)),
+            experts=ExpertsParameters.of(achieved.experts_law(llm.dtype)),
+            elementwise=ElementwiseParameters.of(achieved.elementwise),
+            collectives=CollectiveParameters.of(collective_law(tier, link)),
             layer_overhead_s=scalar(achieved.layer_overhead_s),
             step_overhead_s=scalar(achieved.step_overhead_s),
             sequence_overhead_s=scalar(achieved.sequence_overhead_s),
@@ -129,10 +155,12 @@ class TierParameters(eqx.Module):
             cap_w=scalar(tier.power_cap_w),
             cap_exponent=scalar(achieved.cap_exponent),
             dynamic_memory_share=scalar(achieved.dynamic_memory_share),
-            # A replica of one GPU sends nothing, so any positive bandwidth serves.
-            link_bytes_per_s=scalar(link.bytes_per_s if link else sheet.memory_bytes_per_s),
-            link_latency_s=scalar(link.latency_s if link else 0.0),
-            link_j_per_byte=scalar(link.joules_per_byte if link else 0.0),
+            link_bytes_per_s=scalar(near[0]),
+            link_latency_s=scalar(near[1]),
+            link_j_per_byte=scalar(near[2]),
+            network_bytes_per_s=scalar(far[0]),
+            network_latency_s=scalar(far[1]),
+            gpus_per_node=scalar(sheet.gpus_per_node),
         )
 
     @property
@@ -141,34 +169,47 @@ class TierParameters(eqx.Module):
         return ((self.cap_w - self.idle_w) / (self.board_w - self.idle_w)) ** (1.0 / self.cap_exponent)
 
     @property
-    def gemm_flops_per_s(self) -> Scalar:
-        """Achieved FLOP rate of a matrix product with many rows."""
-        return self.flops_per_s * self.compute * self.clock
+    def card(self) -> Card:
+        """The card at the data type of the weights."""
+        return Card(self.flops_per_s, self.memory_bytes_per_s, self.clock)
 
     @property
-    def attention_flops_per_s(self) -> Scalar:
-        """Achieved FLOP rate of prefill attention with many rows."""
-        return self.flops_per_s * self.attention * self.clock
+    def wide_card(self) -> Card:
+        """The card at the data type of the activations."""
+        return Card(self.flops_per_s * self.wide_rate, self.memory_bytes_per_s, self.clock)
 
     @property
-    def read_bytes_per_s(self) -> Scalar:
-        """Achieved memory bandwidth."""
-        return self.memory_bytes_per_s * self.memory
+    def fabric(self) -> Fabric:
+        """The links of a replica."""
+        return Fabric(
+            self.link_bytes_per_s, self.link_latency_s, self.network_bytes_per_s, self.network_latency_s, self.gpus_per_node
+        )
 
-    @property
-    def gemm_j_per_flop(self) -> Scalar:
-        """Dynamic energy of one FLOP of a matrix product: at the full rate it fills the cap."""
-        return (self.cap_w - self.idle_w) / self.gemm_flops_per_s
+    def joules(self, flops: Scalar, moved_bytes: Scalar, flops_per_s: Scalar, bytes_per_s: Scalar) -> Scalar:
+        """Return the dynamic energy of some work: at its full rates it fills the cap.
 
-    @property
-    def attention_j_per_flop(self) -> Scalar:
-        """Dynamic energy of one FLOP of attention."""
-        return (self.cap_w - self.idle_w) / self.attention_flops_per_s
+        Parameters
+        ----------
+        flops, moved_bytes
+            The work.
+        flops_per_s, bytes_per_s
+            The most of each that its kernels reach; bytes at that rate draw `dynamic_memory_share` of the dynamic power.
+        """
+        dynamic_w = self.cap_w - self.idle_w
+        return flops * (dynamic_w / flops_per_s) + moved_bytes * (self.dynamic_memory_share * dynamic_w / bytes_per_s)
 
-    @property
-    def memory_j_per_byte(self) -> Scalar:
-        """Dynamic energy of one byte read or written, at full bandwidth `dynamic_memory_share` of the dynamic power."""
-        return self.dynamic_memory_share * (self.cap_w - self.idle_w) / self.read_bytes_per_s
+
+def activation_dtype(llm: Llm) -> Dtype:
+    """Return the data type of an llm's activations: 8-bit and 4-bit llms keep 16-bit ones between kernels."""
+    return llm.dtype if DTYPE_BYTES[llm.dtype] >= 2 else "bf16"
+
+
+def collective_law(tier: Tier, link: Link | None) -> CollectiveLaw:
+    """Return the law of messages: the gpu's own over its own interconnect, else the link's, else the default."""
+    own = tier.gpu.efficiency.collectives
+    if own is not None and (link is None or link.name == tier.gpu.datasheet.interconnect):
+        return own
+    return (link.collectives if link else None) or CollectiveLaw()
 
 
 def link_of(tier: Tier, link: Link | None, num_gpus: int) -> Link | None:
@@ -182,3 +223,14 @@ def link_of(tier: Tier, link: Link | None, num_gpus: int) -> Link | None:
     if num_gpus == 1:
         return None
     return link or catalog.link(tier.gpu.datasheet.interconnect)
+
+
+def network_of(tier: Tier, num_gpus: int) -> Link | None:
+    """Return the link between the nodes of a replica; None for a replica within one node.
+
+    Raises
+    ------
+    UnknownNameError
+        If the gpu's network is in no link file.
+    """
+    return catalog.link(tier.gpu.network) if num_gpus > tier.gpu.datasheet.gpus_per_node else None

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from optsched.domain.dtypes import Dtype
+from optsched.domain.efficiency import CollectiveLaw, Efficiency
 from optsched.domain.frozen import Frozen
 from optsched.domain.step_law import StepLaw
 from optsched.errors import SpecError
 from optsched.units import Bytes, BytesPerSecond, FlopsPerSecond, Seconds, Watts
-
-Dtype = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4"]
-Origin = Literal["assumed", "fitted"]
-
-DTYPE_BYTES: dict[str, float] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5}
 
 
 class Datasheet(Frozen):
@@ -60,50 +57,6 @@ class Price(Frozen):
     source: str
 
 
-class Efficiency(Frozen):
-    """Coefficients that turn datasheet peaks into achieved rates; assumed until fitted on measurements.
-
-    Attributes
-    ----------
-    compute
-        Share of the peak FLOP rate that a large matrix product reaches.
-    attention
-        Share of the peak FLOP rate that prefill attention reaches.
-    memory
-        Share of the peak memory bandwidth that large reads reach.
-    half_rate_tokens
-        Rows M of a matrix product at which half of `compute` is reached: ``M / (M + half_rate_tokens)``.
-    layer_overhead_s
-        Launch and synchronisation time per transformer layer.
-    step_overhead_s
-        Time between two steps: scheduling, sampling, detokenisation.
-    sequence_overhead_s
-        Time per sequence in a step (sampling, bookkeeping).
-    idle_w
-        Power of the idle card with a loaded model.
-    dynamic_memory_share
-        Dynamic power at full memory bandwidth over dynamic power at full compute.
-    cap_exponent
-        Clock under a power cap is ``((cap - idle) / (power - idle)) ** (1 / cap_exponent)``.
-    reserve_bytes
-        Device memory that is neither weights nor cache (context, graphs, workspace).
-    """
-
-    origin: Origin = "assumed"
-    source: str
-    compute: float = Field(default=0.7, gt=0, le=1)
-    attention: float = Field(default=0.4, gt=0, le=1)
-    memory: float = Field(default=0.8, gt=0, le=1)
-    half_rate_tokens: float = Field(default=64.0, ge=0)
-    layer_overhead_s: Seconds = 20e-6
-    step_overhead_s: Seconds = 2e-3
-    sequence_overhead_s: Seconds = 10e-6
-    idle_w: Watts
-    dynamic_memory_share: float = Field(default=0.83, ge=0, le=1)
-    cap_exponent: float = Field(default=3.0, ge=1)
-    reserve_bytes: Bytes = Field(default=1.5e9, alias="reserve")
-
-
 class FittedStepLaw(Frozen):
     """A step law measured on this tier for one llm (today: `local-cpu`), with its origin."""
 
@@ -114,7 +67,10 @@ class FittedStepLaw(Frozen):
 
 
 class Gpu(Frozen):
-    """A kind of card: datasheet facts, price, and efficiency coefficients, each with its origin."""
+    """A kind of card: datasheet facts, price, and efficiency laws, each with its origin.
+
+    `network` names the link in ``models/links`` between GPUs of different nodes.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")
     title: str
@@ -123,6 +79,7 @@ class Gpu(Frozen):
     efficiency: Efficiency
     memory_utilisation: float = Field(default=0.9, gt=0, le=1)
     shared_host: bool = False
+    network: str = "infiniband-ndr"
     step_laws: tuple[FittedStepLaw, ...] = ()
 
     @model_validator(mode="after")
@@ -135,7 +92,10 @@ class Gpu(Frozen):
 
 
 class Link(Frozen):
-    """A connection between two GPUs: ``seconds = latency_s + bytes / bytes_per_s``."""
+    """A connection between two GPUs: ``seconds = latency_s + bytes / bytes_per_s``.
+
+    `collectives` says how near to that a replica's collectives come over it; None: the gpu's law, or the default one.
+    """
 
     name: str
     title: str
@@ -143,6 +103,7 @@ class Link(Frozen):
     latency_s: Seconds = Field(alias="latency")
     joules_per_byte: float = Field(default=0.0, ge=0)
     source: str
+    collectives: CollectiveLaw | None = None
 
 
 @dataclass(frozen=True, slots=True)

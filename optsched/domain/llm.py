@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from optsched.domain.dtypes import DTYPE_BYTES, Dtype
 from optsched.domain.frozen import Frozen
-from optsched.domain.hardware import DTYPE_BYTES, Dtype
 
 Family = Literal["opt", "llama", "qwen3", "mixtral", "qwen3_moe", "deepseek_v3"]
 RUNNABLE_FAMILIES: tuple[Family, ...] = ("opt", "llama", "qwen3")

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from optsched.domain.efficiency import Origin
 from optsched.domain.frozen import Frozen
-from optsched.domain.hardware import Origin
 from optsched.domain.llm import Llm
 from optsched.domain.results import Metrics
 from optsched.domain.scenario import EngineSpec, PlacementPolicyName, Role, Slo

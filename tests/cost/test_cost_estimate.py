@@ -24,8 +24,8 @@ def test_elasticities_of_a_step_add_up_to_its_use_of_time() -> None:
     found = estimate(LLM, A40, prompt_tokens=5000, batch=64, context_tokens=3000, sensitivity=True)
     for each in (found.prefill_sensitivity, found.decode_sensitivity):
         assert each is not None
-        rates = each["flops_per_s"] + each["memory_bytes_per_s"] + each["link_bytes_per_s"]
-        overheads = sum(value for name, value in each.items() if name.endswith("overhead_s") or name == "link_latency_s")
+        rates = sum(value for name, value in each.items() if name.endswith("_per_s"))
+        overheads = sum(value for name, value in each.items() if name.endswith(("overhead_s", "latency_s", "launch_s")))
         assert overheads - rates == pytest.approx(1.0, abs=1e-9)
         assert rates < 0 < overheads
     assert found.decode_sensitivity is not None

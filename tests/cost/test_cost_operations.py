@@ -7,11 +7,14 @@ from hypothesis import strategies as st
 
 from optsched import catalog
 from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
-from optsched.cost.operations import Communication, Operation, communications, compute_operations
-from optsched.cost.precision import double_precision
+from optsched.cost.operations import Communication, Operation
+from optsched.cost.precision import double_precision, scalar
 from optsched.cost.shape import Layout, LlmShape
+from optsched.cost.transformer import communications, compute_operations
 from optsched.domain.llm import Llm
 from optsched.errors import SpecError
+
+PROJECTIONS = ("qkv_projection", "output_projection", "feed_forward_in", "feed_forward_out")
 
 
 @double_precision
@@ -21,7 +24,7 @@ def operations_of(llm: Llm, layout: Layout, **totals: float) -> dict[str, Operat
 
 @double_precision
 def sent(llm: Llm, layout: Layout, **totals: float) -> dict[str, Communication]:
-    return communications(LlmShape.of(llm, layout), StepFeatures.of(**totals))
+    return communications(LlmShape.of(llm, layout), StepFeatures.of(**totals), scalar(8))
 
 
 def test_projections_and_feed_forward_cost_two_flops_per_parameter_and_token() -> None:
@@ -29,7 +32,7 @@ def test_projections_and_feed_forward_cost_two_flops_per_parameter_and_token() -
     found = operations_of(llm, Layout(), prefill_tokens=100.0)
     # Qwen3-0.6B model card: 28 layers, d 1024, 16 x 128 query and 8 x 128 KV heads, feed-forward 3072, gated.
     per_layer = 1024 * 2048 + 2 * 1024 * 1024 + 2048 * 1024 + 3 * 1024 * 3072
-    total = sum(float(found[name].flops) for name in ("qkv_projection", "output_projection", "feed_forward"))
+    total = sum(float(found[name].flops) for name in PROJECTIONS)
     assert total == pytest.approx(2 * 100 * 28 * per_layer, rel=1e-12)
 
 
@@ -37,8 +40,7 @@ def test_weights_are_read_once_per_step_and_match_the_llm() -> None:
     for name in ("qwen3-0.6b", "opt-13b", "llama-3.1-8b"):
         llm = catalog.llm(name)
         found = operations_of(llm, Layout(), decode_sequences=1.0)
-        names = ("qkv_projection", "output_projection", "feed_forward", "lm_head")
-        read = sum(float(found[each].bytes) for each in names)
+        read = sum(float(found[each].bytes) for each in (*PROJECTIONS, "lm_head"))
         embedding = 0 if llm.tied_embeddings else llm.vocab_size * llm.hidden_size
         positions = (llm.max_positions + 2) * llm.hidden_size if llm.learned_positions else 0
         assert read == pytest.approx(2 * (llm.num_params - embedding - positions), rel=0.01)
@@ -77,14 +79,16 @@ def test_hidden_rebuild_of_grouped_queries_projects_onto_the_kv_heads_only() -> 
 def test_distinct_experts_read_lie_between_those_of_one_token_and_all(tokens: int) -> None:
     llm = catalog.llm("qwen3-30b-a3b")
     assert llm.moe is not None
-    experts = operations_of(llm, Layout(), prefill_tokens=float(tokens))["experts"]
+    found = operations_of(llm, Layout(), prefill_tokens=float(tokens))
+    experts, router = found["experts"], found["router"]
     one, every = 8 * llm.expert_params, 128 * llm.expert_params
-    widths = tokens * (8 * (2 * 2048 + 3 * 768) + 2048 + 128)
-    weights = float(experts.bytes) / 48 - 2 * widths - 2 * 2048 * 128
+    widths = tokens * 8 * (2 * 2048 + 3 * 768)
+    weights = float(experts.bytes) / 48 - 2 * widths
     assert 2 * one * (1 - 1e-9) <= weights <= 2 * every * (1 + 1e-9)
     expected = 128 * (1 - (1 - 8 / 128) ** tokens) * llm.expert_params
     assert weights == pytest.approx(2 * expected, rel=1e-9)
-    assert float(experts.flops) == pytest.approx(48 * 2 * tokens * (8 * llm.expert_params + 2048 * 128), rel=1e-12)
+    assert float(experts.flops) == pytest.approx(48 * 2 * tokens * 8 * llm.expert_params, rel=1e-12)
+    assert float(router.flops) == pytest.approx(48 * 2 * tokens * 2048 * 128, rel=1e-12)
 
 
 def test_latent_attention_reads_its_latent_vector_and_absorbs_the_projections() -> None:
@@ -101,9 +105,9 @@ def test_two_gpus_halve_flops_and_weights_of_every_matrix_product() -> None:
     llm = catalog.llm("opt-30b")
     one = operations_of(llm, Layout(), decode_sequences=1.0, kv_tokens=1e5, hidden_tokens=1e4)
     two = operations_of(llm, Layout(tp=2), decode_sequences=1.0, kv_tokens=1e5, hidden_tokens=1e4)
-    for name in ("qkv_projection", "output_projection", "feed_forward", "lm_head", "decode_attention", "hidden_rebuild"):
+    for name in (*PROJECTIONS, "lm_head", "decode_attention", "hidden_rebuild"):
         assert float(two[name].flops) == pytest.approx(float(one[name].flops) / 2, rel=1e-12)
-    for name in ("qkv_projection", "output_projection", "feed_forward", "lm_head", "decode_attention"):
+    for name in (*PROJECTIONS, "lm_head", "decode_attention"):
         assert float(two[name].bytes) == pytest.approx(float(one[name].bytes) / 2, rel=0.01)
 
 
@@ -119,7 +123,7 @@ def test_all_reduces_send_the_ring_bound_twice_per_layer() -> None:
     found = sent(llm, Layout(tp=4), prefill_tokens=2048.0)
     activations = 2048 * 9216 * 2
     assert float(found["all_reduce"].bytes) == pytest.approx(2 * 64 * 2 * 3 / 4 * activations, rel=1e-12)
-    assert float(found["all_reduce"].messages) == pytest.approx(2 * 64 * 2 * 2)
+    assert float(found["all_reduce"].count) == 2 * 64
     assert float(found["stage_hand_over"].bytes) == 0
     gathered = sent(llm, Layout(tp=4), decode_sequences=1.0, hidden_tokens=1000.0)["hidden_gather"]
     assert float(gathered.bytes) == pytest.approx(64 * 3 / 4 * 1000 * 9216 * 2, rel=1e-12)
@@ -128,7 +132,7 @@ def test_all_reduces_send_the_ring_bound_twice_per_layer() -> None:
 def test_a_single_gpu_sends_nothing() -> None:
     for name in ("qwen3-0.6b", "mixtral-8x7b"):
         for each in sent(catalog.llm(name), Layout(), decode_sequences=4.0, hidden_tokens=100.0).values():
-            assert (float(each.bytes), float(each.messages)) == (0, 0)
+            assert (float(each.bytes), float(each.count)) == (0, 0)
 
 
 def test_expert_parallelism_trades_an_all_reduce_for_two_exchanges() -> None:
@@ -143,7 +147,7 @@ def test_expert_parallelism_trades_an_all_reduce_for_two_exchanges() -> None:
 def test_pipeline_stages_hand_over_the_layer_input() -> None:
     found = sent(catalog.llm("opt-13b"), Layout(pp=4), prefill_tokens=100.0)
     assert float(found["stage_hand_over"].bytes) == 3 * 100 * 5120 * 2
-    assert float(found["stage_hand_over"].messages) == 3
+    assert float(found["stage_hand_over"].count) == 3
 
 
 @given(new=st.integers(1, 300), context=st.integers(0, 300), window=st.integers(1, 400))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from strategies import llms
 
 from optsched import catalog
-from optsched.domain.hardware import DTYPE_BYTES
+from optsched.domain.dtypes import DTYPE_BYTES
 from optsched.domain.llm import Llm
 
 HUB = "Hugging Face Hub, safetensors parameter count on the model page of "

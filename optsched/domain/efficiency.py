@@ -1,0 +1,241 @@
+"""How far a card's kernels stay below its datasheet: one law per family of operations and data type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from optsched.domain.dtypes import NEAREST_DTYPES, Dtype
+from optsched.domain.frozen import Frozen
+from optsched.units import Bytes, Seconds, Watts
+
+Origin = Literal["assumed", "fitted"]
+
+
+class Fit(Frozen):
+    """Where a law's coefficients come from, and how well they predict what they were not fitted to.
+
+    Attributes
+    ----------
+    source, date
+        Of the measurements; the day of the fit.
+    num_rows, rows_left_out
+        Measurements used, held-out ones included; others by the reason they were left out.
+    train_mape, heldout_shapes_mape, heldout_llms_mape
+        Mean absolute relative error of the rows fitted to, of held-out shapes, and of the shapes of held-out llms; None where
+        there were no such rows.
+    parameters, covariance
+        Names of the fitted coefficients, and the covariance of their logarithms in that order.
+    """
+
+    source: str
+    date: str
+    num_rows: int = Field(ge=0)
+    rows_left_out: dict[str, int] = {}
+    train_mape: float = Field(ge=0)
+    heldout_shapes_mape: float | None = Field(default=None, ge=0)
+    heldout_llms_mape: float | None = Field(default=None, ge=0)
+    parameters: tuple[str, ...] = ()
+    covariance: tuple[tuple[float, ...], ...] = ()
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if any(len(row) != len(self.parameters) for row in (self.covariance, *self.covariance)):
+            raise ValueError(f"covariance must have a row and a column for each of the {len(self.parameters)} parameters")
+        return self
+
+
+class GemmLaw(Frozen):
+    """Matrix products: M rows, K inner, N outer.
+
+    Attributes
+    ----------
+    compute, memory
+        Shares of the peak FLOP rate and of the peak bandwidth that large products reach.
+    half_rows, half_inner, half_outer
+        M, K and N at which half of `compute` is left: ``M / (M + half_rows)``, likewise the others.
+    launch_s
+        Time of a kernel that has nothing to do.
+    """
+
+    compute: float = Field(default=0.7, gt=0, le=1)
+    memory: float = Field(default=0.8, gt=0, le=1)
+    half_rows: float = Field(default=64.0, gt=0)
+    half_inner: float = Field(default=32.0, gt=0)
+    half_outer: float = Field(default=32.0, gt=0)
+    launch_s: Seconds = 1e-6
+    fit: Fit | None = None
+
+
+class PrefillAttentionLaw(Frozen):
+    """Attention of new tokens: compute-bound where prompts are long.
+
+    Attributes
+    ----------
+    compute, memory
+        Shares of the peaks that long prompts reach.
+    half_tokens
+        New tokens at which half of `compute` is reached.
+    launch_s
+        Time of a kernel that has nothing to do.
+    """
+
+    compute: float = Field(default=0.4, gt=0, le=1)
+    memory: float = Field(default=0.8, gt=0, le=1)
+    half_tokens: float = Field(default=64.0, gt=0)
+    launch_s: Seconds = 1e-6
+    fit: Fit | None = None
+
+
+class DecodeAttentionLaw(Frozen):
+    """Attention of one new token per sequence: it reads the cache.
+
+    Attributes
+    ----------
+    compute, memory
+        Shares of the peaks that long contexts reach.
+    launch_s
+        Time of a kernel that has nothing to do.
+    """
+
+    compute: float = Field(default=0.4, gt=0, le=1)
+    memory: float = Field(default=0.8, gt=0, le=1)
+    launch_s: Seconds = 1e-6
+    fit: Fit | None = None
+
+
+class ExpertsLaw(Frozen):
+    """Routed experts: one grouped matrix product.
+
+    Attributes
+    ----------
+    compute, memory
+        Shares of the peaks that many rows per expert reach.
+    half_rows
+        Rows per expert at which half of `compute` is reached.
+    imbalance
+        Load of the busiest GPU over the mean, less one, where GPUs hold whole experts.
+    launch_s
+        Time of a kernel that has nothing to do.
+    """
+
+    compute: float = Field(default=0.6, gt=0, le=1)
+    memory: float = Field(default=0.75, gt=0, le=1)
+    half_rows: float = Field(default=64.0, gt=0)
+    imbalance: float = Field(default=0.2, ge=0)
+    launch_s: Seconds = 2e-6
+    fit: Fit | None = None
+
+
+class ElementwiseLaw(Frozen):
+    """Norms, activations, rotations, copies: they read and write memory.
+
+    Attributes
+    ----------
+    memory
+        Share of the peak bandwidth.
+    launch_s
+        Time of a kernel that has nothing to do.
+    """
+
+    memory: float = Field(default=0.8, gt=0, le=1)
+    launch_s: Seconds = 1e-6
+    fit: Fit | None = None
+
+
+class CollectiveLaw(Frozen):
+    """Messages between the GPUs of a replica.
+
+    Attributes
+    ----------
+    bandwidth
+        Share of the link's bandwidth that large messages reach.
+    hop
+        Factor on the link's latency for each of the messages that follow one another.
+    launch_s
+        Time of a collective of no bytes beside the latencies.
+    """
+
+    bandwidth: float = Field(default=1.0, gt=0, le=1)
+    hop: float = Field(default=1.0, gt=0)
+    launch_s: Seconds = 0.0
+    fit: Fit | None = None
+
+
+LawT = TypeVar("LawT", GemmLaw, PrefillAttentionLaw, DecodeAttentionLaw, ExpertsLaw)
+
+
+def nearest_law(laws: Mapping[Dtype, LawT], dtype: Dtype, default: LawT) -> LawT:
+    """Return the law of a data type: its own, else that of the type with the nearest kernels, else the default."""
+    for candidate in (*NEAREST_DTYPES[dtype], *laws):
+        if candidate in laws:
+            return laws[candidate]
+    return default
+
+
+class Efficiency(Frozen):
+    """What turns datasheet peaks into times and watts; assumed until fitted on measurements.
+
+    Attributes
+    ----------
+    origin, source
+        Whether the numbers were fitted, and to what.
+    sibling
+        Name of the gpu whose laws stand in for the ones that this one lacks.
+    gemm, prefill_attention, decode_attention, experts
+        Laws by data type: of the weights, or for attention of the cache; see `gemm_law` and its like for missing ones.
+    elementwise, collectives
+        Laws of memory passes, and of messages over the gpu's own interconnect (None: the link's own law).
+    layer_overhead_s
+        Launch and synchronisation time per transformer layer.
+    step_overhead_s
+        Time between two steps: scheduling, sampling, detokenisation.
+    sequence_overhead_s
+        Time per sequence in a step (sampling, bookkeeping).
+    idle_w
+        Power of the idle card with a loaded model.
+    dynamic_memory_share
+        Dynamic power at full memory bandwidth over dynamic power at full compute.
+    cap_exponent
+        Clock under a power cap is ``((cap - idle) / (power - idle)) ** (1 / cap_exponent)``.
+    reserve_bytes
+        Device memory that is neither weights nor cache (context, graphs, workspace).
+    """
+
+    origin: Origin = "assumed"
+    source: str
+    sibling: str | None = None
+    gemm: dict[Dtype, GemmLaw] = {}
+    prefill_attention: dict[Dtype, PrefillAttentionLaw] = {}
+    decode_attention: dict[Dtype, DecodeAttentionLaw] = {}
+    experts: dict[Dtype, ExpertsLaw] = {}
+    elementwise: ElementwiseLaw = ElementwiseLaw()
+    collectives: CollectiveLaw | None = None
+    layer_overhead_s: Seconds = 20e-6
+    step_overhead_s: Seconds = 2e-3
+    sequence_overhead_s: Seconds = 10e-6
+    idle_w: Watts
+    dynamic_memory_share: float = Field(default=0.83, ge=0, le=1)
+    cap_exponent: float = Field(default=3.0, ge=1)
+    reserve_bytes: Bytes = Field(default=1.5e9, alias="reserve")
+
+    def gemm_law(self, dtype: Dtype) -> GemmLaw:
+        """Return the law of matrix products with weights of a data type."""
+        return nearest_law(self.gemm, dtype, GemmLaw())
+
+    def prefill_attention_law(self, dtype: Dtype) -> PrefillAttentionLaw:
+        """Return the law of prefill attention on a cache of a data type."""
+        return nearest_law(self.prefill_attention, dtype, PrefillAttentionLaw())
+
+    def decode_attention_law(self, dtype: Dtype) -> DecodeAttentionLaw:
+        """Return the law of decode attention on a cache of a data type."""
+        return nearest_law(self.decode_attention, dtype, DecodeAttentionLaw())
+
+    def experts_law(self, dtype: Dtype) -> ExpertsLaw:
+        """Return the law of routed experts with weights of a data type; without one, as its matrix products."""
+        if not self.experts and self.gemm:
+            like = self.gemm_law(dtype)
+            return ExpertsLaw(compute=like.compute, memory=like.memory, half_rows=like.half_rows, launch_s=like.launch_s)
+        return nearest_law(self.experts, dtype, ExpertsLaw())

@@ -28,6 +28,8 @@ Array = np.ndarray
 
 RUNNING, WAITING, IDLE = 0, 1, 2
 NO_CACHE, HIDDEN, KV = 0, 1, 2
+MOST_PARAMETERS = 8
+NO_PARAMETERS = np.zeros(MOST_PARAMETERS)
 
 
 class Requests(NamedTuple):
@@ -49,6 +51,11 @@ class Requests(NamedTuple):
         Blocks held.
     cache
         Kind of cache held: `NO_CACHE`, `HIDDEN` or `KV`.
+    late
+        1: this turn's first token came at `Engine.ttft_slo_s` or later, or a gap between its tokens reached
+        `Engine.tbt_slo_s`. The executor notes it at each token.
+    identity
+        The conversation's index in the workload: the same wherever and however often it is queued.
     """
 
     arrival_s: Float64[Array, " slots"]
@@ -58,13 +65,16 @@ class Requests(NamedTuple):
     new_tokens: Int64[Array, " slots"]
     blocks: Int64[Array, " slots"]
     cache: Int8[Array, " slots"]
+    late: Int8[Array, " slots"]
+    identity: Int64[Array, " slots"]
 
     @classmethod
     def empty(cls, slots: int) -> Requests:
         """Return zeroed arrays for so many slots."""
         return cls(
             np.zeros(slots), np.zeros(slots), np.zeros(slots, np.int64), np.zeros(slots, np.int64),
-            np.zeros(slots, np.int64), np.zeros(slots, np.int64), np.zeros(slots, np.int8),
+            np.zeros(slots, np.int64), np.zeros(slots, np.int64), np.zeros(slots, np.int8), np.zeros(slots, np.int8),
+            np.zeros(slots, np.int64),
         )  # fmt: skip
 
 
@@ -95,6 +105,8 @@ class Engine(NamedTuple):
         Seconds that rebuilding one KV block's worth of hidden cache adds to a step (Apt-Serve, Eq. 6).
     ttft_slo_s, tbt_slo_s
         Pending times beyond which a request counts as violating its target.
+    parameters
+        The policy's own numbers, see `optsched.batching.policies.PARAMETERS`.
     """
 
     now_s: float
@@ -108,6 +120,7 @@ class Engine(NamedTuple):
     rho_s_per_block: float
     ttft_slo_s: float
     tbt_slo_s: float
+    parameters: Float64[Array, " p"] = NO_PARAMETERS
 
 
 class Decision(NamedTuple):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from optsched.batching.state import NO_PARAMETERS
 from optsched.domain.llm import Llm
 from optsched.domain.log import Steps
 from optsched.domain.scenario import EngineSpec
@@ -144,6 +145,7 @@ def _setups(llm: Llm, count: int, seed: int, engine: EngineSpec, policy: str, de
         0.0,
         1e9,
         1e9,
+        NO_PARAMETERS,
     )
     return [Setup(index, count, llm, None, seed, kv_blocks, limits, device, "") for index in range(count)]
 

@@ -25,6 +25,7 @@ class Limits:
     rho_s_per_block: float
     ttft_slo_s: float
     tbt_slo_s: float
+    parameters: Float64[Array, " p"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ class Replica:
             return False
         turn = handover.first
         prompt = prompt_tokens(self.seed, turn.conversation, turn.number, turn.new_tokens, self.model.llm.vocab_size)
-        self.slots.adopt(handover, prompt, needed)
+        slot = self.slots.adopt(handover, prompt, needed)
+        self.slots.requests.late[slot] = handover.token_s - turn.arrival_s >= self.limits.ttft_slo_s
         return True
 
     def land(self, conversation: int) -> None:
@@ -152,7 +153,7 @@ class Replica:
         return Engine(
             now_s, self.slots.tables.num_free, self.pool.num_blocks, limits.block_tokens, limits.watermark_blocks,
             limits.max_batched_tokens, limits.max_sequences, self._hidden_ratio, limits.rho_s_per_block,
-            limits.ttft_slo_s, limits.tbt_slo_s,
+            limits.ttft_slo_s, limits.tbt_slo_s, limits.parameters,
         )  # fmt: skip
 
     def _evict(self, evicted: list[int], now_s: float) -> None:
@@ -197,6 +198,8 @@ class Replica:
         emitters, tokens = scheduled[batch.emits], following[batch.emits]
         self.recorder.tokens(slots.turn[emitters], requests.emitted[emitters], tokens, end_s)
         slots.append(emitters, tokens)
+        target = np.where(requests.emitted[emitters] == 0, self.limits.ttft_slo_s, self.limits.tbt_slo_s)
+        requests.late[emitters] |= end_s - requests.last_token_s[emitters] >= target
         requests.emitted[emitters] += 1
         requests.last_token_s[emitters] = end_s
         requests.new_tokens[emitters] = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from optsched.batching.policies import policy_parameters
+from optsched.batching.policies import own_parameters, policy_parameters
 from optsched.domain.plan import Plan, PlanLlm, PlanReplica
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError
@@ -33,7 +33,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
     refuse_what_cannot_fit(plan, workload)
     if device == "cpu":
         _refuse_what_memory_cannot_hold(plan)
-    parameters = policy_parameters(plan.batching.parameters)
+    parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
     return [
         Setup(
             index=index,
@@ -51,6 +51,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
                 rho_s_per_block=plan.batching.rho_s_per_block,
                 ttft_slo_s=parameters["ttft_slo_s"],
                 tbt_slo_s=parameters["tbt_slo_s"],
+                parameters=own_parameters(plan.batching.policy, parameters),
             ),
             device=device,
             rendezvous="",

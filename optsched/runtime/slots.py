@@ -55,7 +55,7 @@ class Slots:
         self.slot_of[turn.conversation] = slot
         requests = self.requests
         requests.context[slot] = requests.new_tokens[slot] = requests.blocks[slot] = 0
-        requests.cache[slot] = NO_CACHE
+        requests.cache[slot], requests.identity[slot] = NO_CACHE, turn.conversation
         self.conversation[slot] = turn.conversation
         self.stays[slot] = turn.stays
         self.hidden[slot] = turn.hidden
@@ -67,7 +67,7 @@ class Slots:
         """Begin a turn on a slot: its prompt follows what is known, the last output token's cache still to be computed."""
         requests = self.requests
         requests.arrival_s[slot] = requests.last_token_s[slot] = turn.arrival_s
-        requests.emitted[slot] = 0
+        requests.emitted[slot] = requests.late[slot] = 0
         requests.new_tokens[slot] += turn.new_tokens
         self.turn[slot], self.number[slot], self.output_tokens[slot] = turn.turn, turn.number, turn.output_tokens
         self.last[slot], self.started[slot] = turn.last, False
@@ -76,8 +76,8 @@ class Slots:
         self._history[slot, self._known[slot] : end] = prompt
         self._known[slot] = end
 
-    def adopt(self, handover: Receive, prompt: Int64[Array, " p"], blocks: int) -> None:
-        """Give a conversation that was prefilled elsewhere a slot, and blocks for its cache."""
+    def adopt(self, handover: Receive, prompt: Int64[Array, " p"], blocks: int) -> int:
+        """Give a conversation that was prefilled elsewhere a slot, and blocks for its cache; return the slot."""
         slot, requests = self.open(handover.first, prompt), self.requests
         self.append(np.array([slot]), np.array([handover.token]))
         self.tables.grow(np.array([slot]), np.array([blocks]))
@@ -85,6 +85,7 @@ class Slots:
         requests.blocks[slot], requests.cache[slot] = blocks, handover.cache
         requests.emitted[slot], requests.last_token_s[slot] = 1, handover.token_s
         self.started[slot] = self.stays[slot] = True
+        return slot
 
     def is_over(self, slot: int) -> bool:
         """Tell whether a slot's turn has all its output tokens."""

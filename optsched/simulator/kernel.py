@@ -146,7 +146,7 @@ def _next_turn(state: State, slot: int) -> None:
     state.turns.arrival_s[turn] = arrival
     state.requests.arrival_s[slot] = arrival
     state.requests.last_token_s[slot] = arrival
-    state.requests.emitted[slot] = 0
+    state.requests.emitted[slot] = state.requests.late[slot] = 0
     state.requests.new_tokens[slot] += state.turns.new_tokens[turn]
     replica = state.replica[slot]
     _remove(state.replicas, replica, slot)
@@ -212,7 +212,7 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
     view = ReplicaEngine(
         state.clock[0], replicas.free_blocks[replica], replicas.total_blocks[replica], engine.block_tokens,
         replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
-        engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s,
+        engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s, engine.parameters,
     )  # fmt: skip
     decide(
         engine.policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision
@@ -269,7 +269,7 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
 
 
 @kernel
-def _end_step(state: State, replica: int) -> None:
+def _end_step(state: State, engine: Engine, replica: int) -> None:
     replicas, requests, turns = state.replicas, state.requests, state.turns
     replicas.busy[replica] = False
     replicas.woken[replica] = True
@@ -285,6 +285,8 @@ def _end_step(state: State, replica: int) -> None:
             continue
         turn = state.turn[slot]
         turns.token_s[turns.token_offset[turn] + requests.emitted[slot]] = now
+        if now - requests.last_token_s[slot] >= (engine.ttft_slo_s if requests.emitted[slot] == 0 else engine.tbt_slo_s):
+            requests.late[slot] = 1
         requests.emitted[slot] += 1
         requests.last_token_s[slot] = now
         requests.new_tokens[slot] = 1
@@ -344,7 +346,7 @@ def advance(state: State, engine: Engine) -> int:
             kind, subject = heap.kind[0], heap.subject[0]
             drop_first(heap)
             if kind == STEP_END:
-                _end_step(state, subject)
+                _end_step(state, engine, subject)
             elif kind == TRANSFER_END:
                 _land(state, subject, engine)
             elif kind == TURN_READY:

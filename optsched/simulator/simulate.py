@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from optsched.batching.policies import policy_id, policy_parameters
+from optsched.batching.policies import own_parameters, policy_id, policy_parameters
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
@@ -83,7 +83,7 @@ class _Simulation:
     def __init__(self, plan: Plan, workload: Workload, record_steps: bool) -> None:
         self.plan, self.workload = plan, workload
         self.shape = plan.llms[0].shape
-        parameters = policy_parameters(plan.batching.parameters)
+        parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
         self.engine = st.Engine(
             policy=policy_id(plan.batching.policy),
             block_tokens=plan.engine.block_tokens,
@@ -92,6 +92,7 @@ class _Simulation:
             rho_s_per_block=plan.batching.rho_s_per_block,
             ttft_slo_s=parameters["ttft_slo_s"],
             tbt_slo_s=parameters["tbt_slo_s"],
+            parameters=own_parameters(plan.batching.policy, parameters),
             record_steps=record_steps,
         )
         policy = make_policy(plan.placement.policy, plan.placement.parameters, self._assignments())

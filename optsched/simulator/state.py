@@ -93,6 +93,7 @@ class Engine(NamedTuple):
     rho_s_per_block: float
     ttft_slo_s: float
     tbt_slo_s: float
+    parameters: Float64[Array, " p"]
     record_steps: bool
 
 
@@ -177,8 +178,10 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
     for link in plan.links:
         pair = index_of[link.source], index_of[link.target]
         rate[pair], latency[pair] = 1 / link.bytes_per_s, link.latency_s
+    requests = Requests.empty(conversations)
+    requests.identity[:] = np.arange(conversations)
     return State(
-        requests=Requests.empty(conversations),
+        requests=requests,
         decision=Decision.empty(conversations),
         turn=workload.first_turn[:-1].astype(np.int64).copy(),
         place=np.zeros(conversations, np.int8),

@@ -167,7 +167,7 @@ CASES = [
     scenario("an llm that no tier holds", "llama-3.1-70b needs .* GB", "demo-qwen3", "llama-3.1-70b"),
     scenario("a policy parameter that does not exist", "unknown parameter of placement policy 'conserve'", "[objective]", "[policy]\nplacement_parameters = { magic = 1 }\n[objective]"),
     scenario("unknown batching policy", "Unknown batching policy 'fifo'", "[objective]", '[policy]\nbatching = "fifo"\n[objective]'),
-    scenario("unknown batching parameter", "unknown parameter 'magic' of a batching policy", "[objective]", "[policy]\nbatching_parameters = { magic = 1 }\n[objective]"),
+    scenario("unknown batching parameter", "unknown parameter 'magic' of batching policy", "[objective]", "[policy]\nbatching_parameters = { magic = 1 }\n[objective]"),
     scenario("a million replicas", "1,000,002 are too many", "count = 3", "count = 2000000", extra=("count = 2", "count = 1000001")),
     Case("a policy that does not exist yet", ["plan", "quickstart", "--policy", "adaptive"], "adaptive", 2),
     Case("calibrate a capped tier", ["calibrate", "--tier", "local-cpu@50W"], "a power cap cannot be set here"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_llms import ALL, HYBRID, OPT, QWEN3
 from strategies import workloads
 
-from optsched.batching.state import HIDDEN, KV
+from optsched.batching.state import HIDDEN, KV, NO_PARAMETERS
 from optsched.domain.llm import Llm
 from optsched.domain.log import Steps
 from optsched.domain.workload import Workload
@@ -33,7 +33,7 @@ def model_of(llm: Llm) -> Transformer:
 
 
 def make_replica(llm: Llm, kv_blocks: int, policy: str = "vllm-chunked", budget: int = 32, rho: float = 0.0) -> Replica:
-    limits = Limits(policy, 16, 0, budget, 8, rho, 1.0, 1.0)
+    limits = Limits(policy, 16, 0, budget, 8, rho, 1.0, 1.0, NO_PARAMETERS)
     model = model_of(llm)
     pool = BlockPool(llm, kv_blocks, 16, model.dtype, "cpu")
     return Replica(0, model, pool, limits, SEED, Clock(), Recorder())

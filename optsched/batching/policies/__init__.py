@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+from jaxtyping import Float64
+
+from optsched.batching.state import MOST_PARAMETERS
 from optsched.errors import SpecError, UnknownNameError
 
+Array = np.ndarray
+
 POLICIES: dict[str, int] = {"vllm-chunked": 0, "apt-serve": 1}
+
+TARGETS: dict[str, float] = {"ttft_slo_s": 1.0, "tbt_slo_s": 1.0}
+"""What every policy can be told, and the defaults: pending times beyond which a request counts as violating its target."""
+
+PARAMETERS: dict[str, dict[str, float]] = {name: {} for name in POLICIES}
+"""What a policy can be told besides, with defaults, in the order of `optsched.batching.state.Engine.parameters`."""
 
 
 def policy_id(name: str) -> int:
@@ -22,24 +34,34 @@ def policy_id(name: str) -> int:
     return POLICIES[name]
 
 
-PARAMETERS: dict[str, float] = {"ttft_slo_s": 1.0, "tbt_slo_s": 1.0}
-"""What batching policies can be told, and the defaults: pending times beyond which a request counts as violating its target."""
-
-
-def policy_parameters(given: Mapping[str, float]) -> dict[str, float]:
+def policy_parameters(policy: str, given: Mapping[str, float]) -> dict[str, float]:
     """Return the parameters of a batching policy, defaults filled in.
 
     Raises
     ------
+    UnknownNameError
+        If there is no policy of that name.
     SpecError
-        If one is unknown or not positive.
+        If a parameter is unknown, a target is not positive, or another parameter is negative or not finite.
     """
+    policy_id(policy)
+    known = {**TARGETS, **PARAMETERS[policy]}
     for name, value in given.items():
-        if name not in PARAMETERS:
+        if name not in known:
             raise SpecError(
-                f"unknown parameter {name!r} of a batching policy; there are: {', '.join(PARAMETERS)}",
+                f"unknown parameter {name!r} of batching policy {policy!r}; there are: {', '.join(known)}",
                 field="batching_parameters",
             )
-        if not value > 0:
+        if name in TARGETS and not value > 0:
             raise SpecError(f"{value!r}: must be a positive number of seconds", field=f"batching_parameters.{name}")
-    return {**PARAMETERS, **given}
+        if not 0 <= value < np.inf:
+            raise SpecError(f"{value!r}: must be a non-negative number", field=f"batching_parameters.{name}")
+    return {**known, **given}
+
+
+def own_parameters(policy: str, parameters: Mapping[str, float]) -> Float64[Array, " p"]:
+    """Return a policy's own parameters by position, as `optsched.batching.state.Engine` carries them."""
+    values = np.zeros(MOST_PARAMETERS)
+    names = list(PARAMETERS[policy])
+    values[: len(names)] = [parameters[name] for name in names]
+    return values

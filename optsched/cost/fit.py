@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 import equinox as eqx
@@ -90,7 +91,7 @@ class _Task(eqx.Module, Generic[ParametersT]):
         """Return the logarithm of predicted over measured times, the coefficients scaled by ``exp(x)``."""
         law = self.start_law
         for index, name in enumerate(self.names):
-            law = eqx.tree_at(lambda each, name=name: getattr(each, name), law, getattr(law, name) * jnp.exp(x[index]))
+            law = eqx.tree_at(attrgetter(name), law, getattr(law, name) * jnp.exp(x[index]))
         return jnp.log(self.predict(law, self.rows) / self.seconds)
 
     def residuals(self, x: Float[jax.Array, " P"]) -> Float[jax.Array, " R"]:
@@ -110,7 +111,8 @@ def _residuals(task: _Task[ParametersT], x: Float[jax.Array, " P"]) -> Float[jax
 
 @jax.jit
 def _jacobian(task: _Task[ParametersT], x: Float[jax.Array, " P"]) -> Float[jax.Array, "R P"]:
-    return jax.jacfwd(task.residuals)(x)
+    jacobian: Float[jax.Array, "R P"] = jax.jacfwd(task.residuals)(x)
+    return jacobian
 
 
 def _robust(residual: Float[jax.Array, " S"], scale: Float[jax.Array, ""]) -> Float[jax.Array, " S"]:

@@ -1,0 +1,1 @@
+"""Measurements of operators, collectives and steps that others published, read into arrays."""

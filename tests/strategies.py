@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from optsched.domain.collective_law import CollectiveLaw, ExchangeLaw
 from optsched.domain.dtypes import Dtype
 from optsched.domain.efficiency import (
-    CollectiveLaw,
     DecodeAttentionLaw,
     Efficiency,
     ElementwiseLaw,
@@ -218,7 +218,7 @@ def gpus(draw: st.DrawFn) -> Gpu:
                 st.dictionaries(DTYPES, st.builds(ExpertsLaw, compute=SHARES, memory=SHARES, half_rows=HALVES), max_size=2)
             ),
             elementwise=draw(st.builds(ElementwiseLaw, memory=SHARES)),
-            collectives=draw(st.none() | st.builds(CollectiveLaw, bandwidth=SHARES)),
+            collectives=draw(st.none() | st.builds(CollectiveLaw, send=st.builds(ExchangeLaw, bandwidth=SHARES))),
             layer_overhead_s=draw(_reals(0.0, 1e-3)),
             step_overhead_s=draw(_reals(0.0, 2e-2)),
             idle_w=power_w * draw(_reals(0.05, 0.9)),

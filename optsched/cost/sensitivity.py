@@ -23,7 +23,7 @@ FIELDS = (
     "sequence_overhead_s",
     "cap_w",
 )
-LAUNCHED = ("gemm", "prefill_attention", "decode_attention", "experts", "elementwise", "collectives")
+LAUNCHED = ("gemm", "prefill_attention", "decode_attention", "experts", "elementwise")
 
 
 def _total_s(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> Scalar:

@@ -88,7 +88,8 @@ def replica_parameters(
         As `step_law`.
     """
     shape = LlmShape.of(llm, Layout(tp, pp))
-    return TierParameters.of(tier, llm, link_of(tier, link, tp * pp), network_of(tier, tp * pp)), shape
+    links = link_of(tier, link, tp * pp), network_of(tier, tp * pp)
+    return TierParameters.of(tier, llm, *links, tp=tp), shape
 
 
 def _weighted_nnls(columns: Float64[Array, "S K"], target: Float64[Array, " S"], weight: Float64[Array, " S"]) -> Array:

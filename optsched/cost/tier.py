@@ -15,8 +15,8 @@ from optsched.cost.gemm import GemmParameters
 from optsched.cost.precision import Scalar, scalar
 from optsched.cost.prefill_attention import PrefillAttentionParameters
 from optsched.cost.roofline import Card
+from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import DTYPE_BYTES, Dtype
-from optsched.domain.efficiency import CollectiveLaw
 from optsched.domain.hardware import Link, Tier
 from optsched.domain.llm import Llm
 from optsched.errors import SpecError
@@ -78,8 +78,8 @@ class TierParameters(eqx.Module):
         See `clock`, and `joules`.
     link_bytes_per_s, link_latency_s, link_j_per_byte
         The link between the GPUs of one node.
-    network_bytes_per_s, network_latency_s, gpus_per_node
-        The link between nodes, and the GPUs that share a node.
+    network_bytes_per_s, network_latency_s, gpus_per_port, gpus_per_node
+        The link between nodes, and the GPUs that share one port to it and a node.
 
     Notes
     -----
@@ -112,10 +112,11 @@ class TierParameters(eqx.Module):
     link_j_per_byte: Scalar
     network_bytes_per_s: Scalar
     network_latency_s: Scalar
+    gpus_per_port: Scalar
     gpus_per_node: Scalar
 
     @classmethod
-    def of(cls, tier: Tier, llm: Llm, link: Link | None = None, network: Link | None = None) -> Self:
+    def of(cls, tier: Tier, llm: Llm, link: Link | None = None, network: Link | None = None, tp: int = 2) -> Self:
         """Collect the parameters of a tier for an llm's data types.
 
         Parameters
@@ -126,6 +127,8 @@ class TierParameters(eqx.Module):
             Between the GPUs of one replica and node; None where a replica has one GPU.
         network
             Between the nodes of one replica; None where it fits a node.
+        tp
+            GPUs that share every layer: the group of the collectives.
 
         Raises
         ------
@@ -146,7 +149,9 @@ class TierParameters(eqx.Module):
             decode_attention=DecodeAttentionParameters.of(achieved.decode_attention_law(llm.cache_dtype)),
             experts=ExpertsParameters.of(achieved.experts_law(llm.dtype)),
             elementwise=ElementwiseParameters.of(achieved.elementwise),
-            collectives=CollectiveParameters.of(collective_law(tier, link)),
+            collectives=CollectiveParameters.of(
+                collective_law(tier, link), (network and network.collectives) or CollectiveLaw(), tp, sheet.gpus_per_node
+            ),
             layer_overhead_s=scalar(achieved.layer_overhead_s),
             step_overhead_s=scalar(achieved.step_overhead_s),
             sequence_overhead_s=scalar(achieved.sequence_overhead_s),
@@ -160,6 +165,7 @@ class TierParameters(eqx.Module):
             link_j_per_byte=scalar(near[2]),
             network_bytes_per_s=scalar(far[0]),
             network_latency_s=scalar(far[1]),
+            gpus_per_port=scalar(network.gpus_per_port if network else 1),
             gpus_per_node=scalar(sheet.gpus_per_node),
         )
 
@@ -182,8 +188,9 @@ class TierParameters(eqx.Module):
     def fabric(self) -> Fabric:
         """The links of a replica."""
         return Fabric(
-            self.link_bytes_per_s, self.link_latency_s, self.network_bytes_per_s, self.network_latency_s, self.gpus_per_node
-        )
+            self.link_bytes_per_s, self.link_latency_s, self.network_bytes_per_s, self.network_latency_s, self.gpus_per_port,
+            self.gpus_per_node,
+        )  # fmt: skip
 
     def joules(self, flops: Scalar, moved_bytes: Scalar, flops_per_s: Scalar, bytes_per_s: Scalar) -> Scalar:
         """Return the dynamic energy of some work: at its full rates it fills the cap.

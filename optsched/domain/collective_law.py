@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
 from optsched.units import Bytes
 
-GROUPS = (2, 4, 8)  # sizes that coefficients are given at; between them they are interpolated in log2
-Share = Annotated[float, Field(gt=0, le=2)]
-Hops = Annotated[float, Field(ge=0)]
-
 
 class ExchangeLaw(Frozen):
-    """One kind of collective among 2, 4 and 8 GPUs; the defaults are one message at the datasheet's rate.
+    """One kind of collective in a group of one size; the defaults are one message at the datasheet's rate.
 
     Latencies are in units of the link's. `optsched.cost.collectives.exchange_s` has the formula.
 
@@ -37,67 +32,66 @@ class ExchangeLaw(Frozen):
         Where the numbers come from; None: assumed.
     """
 
-    hops: tuple[Hops, Hops, Hops] = (1.0, 1.0, 1.0)
+    hops: float = Field(default=1.0, ge=0)
     two_shot_hops: float = Field(default=0.0, ge=0)
-    bandwidth: tuple[Share, Share, Share] = (1.0, 1.0, 1.0)
-    ring_hops: tuple[Hops, Hops, Hops] = (1.0, 1.0, 1.0)
+    bandwidth: float = Field(default=1.0, gt=0, le=2)
+    ring_hops: float = Field(default=1.0, ge=0)
     ring_ramp: float = Field(default=0.0, ge=0)
-    ring_bandwidth: tuple[Share, Share, Share] = (1.0, 1.0, 1.0)
-    switch_bytes: tuple[Bytes, Bytes, Bytes] = (8388608.0, 8388608.0, 8388608.0)
+    ring_bandwidth: float = Field(default=1.0, gt=0, le=2)
+    switch_bytes: Bytes = Field(default=8388608.0, gt=0)
     fit: Fit | None = None
 
-    @model_validator(mode="after")
-    def _switches_are_sizes(self) -> Self:
-        if min(self.switch_bytes) <= 0:
-            raise ValueError(f"switch_bytes {min(self.switch_bytes):g} must be positive")
-        return self
 
-    def at(self, gpus: float) -> dict[str, float]:
-        """Return the coefficients for a group of some GPUs, by name.
+COEFFICIENTS = tuple(name for name in ExchangeLaw.model_fields if name != "fit")
+
+
+class GroupLaws(Frozen):
+    """One kind of collective in groups of 2, 4 and 8 GPUs."""
+
+    two: ExchangeLaw = ExchangeLaw()
+    four: ExchangeLaw = ExchangeLaw()
+    eight: ExchangeLaw = ExchangeLaw()
+
+    def at(self, gpus: float) -> ExchangeLaw:
+        """Return the law of a group of some GPUs.
 
         Parameters
         ----------
         gpus
-            Between the sizes given, everything is linear in log2; below the smallest it is that one's; beyond the largest,
-            latencies go on as they grew last and the rest stays.
+            Between the sizes given, everything is linear in log2; below 2 it is that of 2; beyond 8, latencies go on as they
+            grew last, if they did, and the rest stays.
         """
-        place = math.log2(max(gpus, GROUPS[0])) - 1.0
-        below = min(int(place), len(GROUPS) - 2)
+        place = math.log2(max(gpus, 2.0)) - 1.0
+        low, high = (self.two, self.four) if place < 1.0 else (self.four, self.eight)
+        part = place - (0.0 if place < 1.0 else 1.0)
+        if part in (0.0, 1.0):
+            return high if part else low
 
-        def value(of: tuple[float, float, float], furthest: float = math.inf) -> float:
-            return of[below] + min(place - below, furthest) * (of[below + 1] - of[below])
+        def value(name: str) -> float:
+            start, end = float(getattr(low, name)), float(getattr(high, name))
+            if part <= 1.0:
+                return start + part * (end - start)
+            return end + (part - 1.0) * max(end - start, 0.0) if name.endswith("hops") else end
 
-        def hops(of: tuple[float, float, float]) -> float:
-            # Larger groups are never quicker to start than the largest measured one.
-            return max(value(of), of[-1]) if place > len(GROUPS) - 1 else value(of)
-
-        return {
-            "hops": hops(self.hops),
-            "two_shot_hops": self.two_shot_hops,
-            "bandwidth": value(self.bandwidth, 1.0),
-            "ring_hops": hops(self.ring_hops),
-            "ring_ramp": self.ring_ramp,
-            "ring_bandwidth": value(self.ring_bandwidth, 1.0),
-            "switch_bytes": value(self.switch_bytes, 1.0),
-        }
+        return ExchangeLaw.model_validate({name: value(name) for name in COEFFICIENTS})
 
 
-def tree_law(rounds: float) -> ExchangeLaw:
-    """Return the assumed law of a collective in ``rounds x log2 p`` dependent messages at the datasheet's rate.
+def tree_laws(rounds: float) -> GroupLaws:
+    """Return the assumed laws of a collective in ``rounds x log2 p`` dependent messages at the datasheet's rate.
 
     Notes
     -----
     Double binary trees sum in ``2 log2 p`` messages (Sanders, Speck and Traff, Parallel Computing 35, 2009).
     """
-    hops = tuple(rounds * math.log2(gpus) for gpus in GROUPS)
-    return ExchangeLaw(hops=hops, ring_hops=hops)
+    two, four, eight = (ExchangeLaw(hops=rounds * depth, ring_hops=rounds * depth) for depth in (1.0, 2.0, 3.0))
+    return GroupLaws(two=two, four=four, eight=eight)
 
 
 class CollectiveLaw(Frozen):
     """The collectives over one kind of link; `all_reduce` and `send` are also those between nodes."""
 
-    all_reduce: ExchangeLaw = tree_law(2.0)
-    all_gather: ExchangeLaw = tree_law(1.0)
-    reduce_scatter: ExchangeLaw = tree_law(1.0)
-    all_to_all: ExchangeLaw = tree_law(1.0)
+    all_reduce: GroupLaws = tree_laws(2.0)
+    all_gather: GroupLaws = tree_laws(1.0)
+    reduce_scatter: GroupLaws = tree_laws(1.0)
+    all_to_all: GroupLaws = tree_laws(1.0)
     send: ExchangeLaw = ExchangeLaw()

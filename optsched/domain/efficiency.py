@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import NEAREST_DTYPES, Dtype
+from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
 from optsched.units import Bytes, Seconds, Watts
 
 Origin = Literal["assumed", "fitted"]
-
-
-class Fit(Frozen):
-    """Where a law's coefficients come from, and how well they predict what they were not fitted to.
-
-    Attributes
-    ----------
-    source, date
-        Of the measurements; the day of the fit.
-    num_rows, rows_left_out
-        Measurements used, held-out ones included; others by the reason they were left out.
-    train_mape, heldout_shapes_mape, heldout_llms_mape
-        Mean absolute relative error of the rows fitted to, of held-out shapes, and of the shapes of held-out llms; None where
-        there were no such rows.
-    parameters, covariance
-        Names of the fitted coefficients, and the covariance of their logarithms in that order.
-    """
-
-    source: str
-    date: str
-    num_rows: int = Field(ge=0)
-    rows_left_out: dict[str, int] = {}
-    train_mape: float = Field(ge=0)
-    heldout_shapes_mape: float | None = Field(default=None, ge=0)
-    heldout_llms_mape: float | None = Field(default=None, ge=0)
-    parameters: tuple[str, ...] = ()
-    covariance: tuple[tuple[float, ...], ...] = ()
-
-    @model_validator(mode="after")
-    def _square(self) -> Self:
-        if any(len(row) != len(self.parameters) for row in (self.covariance, *self.covariance)):
-            raise ValueError(f"covariance must have a row and a column for each of the {len(self.parameters)} parameters")
-        return self
 
 
 class GemmLaw(Frozen):
@@ -142,25 +111,6 @@ class ElementwiseLaw(Frozen):
 
     memory: float = Field(default=0.8, gt=0, le=1)
     launch_s: Seconds = 1e-6
-    fit: Fit | None = None
-
-
-class CollectiveLaw(Frozen):
-    """Messages between the GPUs of a replica.
-
-    Attributes
-    ----------
-    bandwidth
-        Share of the link's bandwidth that large messages reach.
-    hop
-        Factor on the link's latency for each of the messages that follow one another.
-    launch_s
-        Time of a collective of no bytes beside the latencies.
-    """
-
-    bandwidth: float = Field(default=1.0, gt=0, le=1)
-    hop: float = Field(default=1.0, gt=0)
-    launch_s: Seconds = 0.0
     fit: Fit | None = None
 
 

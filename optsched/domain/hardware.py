@@ -7,8 +7,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import Dtype
-from optsched.domain.efficiency import CollectiveLaw, Efficiency
+from optsched.domain.efficiency import Efficiency
 from optsched.domain.frozen import Frozen
 from optsched.domain.step_law import StepLaw
 from optsched.errors import SpecError
@@ -94,7 +95,14 @@ class Gpu(Frozen):
 class Link(Frozen):
     """A connection between two GPUs: ``seconds = latency_s + bytes / bytes_per_s``.
 
-    `collectives` says how near to that a replica's collectives come over it; None: the gpu's law, or the default one.
+    Attributes
+    ----------
+    bytes_per_s, latency_s
+        In one direction, as published; time of a message of no bytes.
+    gpus_per_port
+        GPUs of a node that share it on their way to other nodes; 1: each has its own.
+    collectives
+        How near to these numbers messages and collectives come; None: the gpu's law, or the assumed one.
     """
 
     name: str
@@ -102,6 +110,7 @@ class Link(Frozen):
     bytes_per_s: BytesPerSecond = Field(alias="bandwidth")
     latency_s: Seconds = Field(alias="latency")
     joules_per_byte: float = Field(default=0.0, ge=0)
+    gpus_per_port: int = Field(default=1, gt=0)
     source: str
     collectives: CollectiveLaw | None = None
 

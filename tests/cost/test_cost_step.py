@@ -27,11 +27,11 @@ SHAPES = {(name, tp): LlmShape.of(catalog.llm(name), Layout(tp)) for name in LLM
 TIER = TierParameters.of(Tier(catalog.gpu("a40"), 250.0), catalog.llm("qwen3-0.6b"), catalog.link("nvlink2-bridge-a40"))
 RESOURCES = (
     "flops_per_s", "memory_bytes_per_s", "link_bytes_per_s", "network_bytes_per_s", "cap_w", "gemm.compute", "gemm.memory",
-    "prefill_attention.compute", "decode_attention.memory", "experts.compute", "elementwise.memory", "collectives.bandwidth",
+    "prefill_attention.compute", "decode_attention.memory", "experts.compute", "elementwise.memory", "collectives.all_reduce.bandwidth",
 )  # fmt: skip
 COSTS = (
     "layer_overhead_s", "step_overhead_s", "sequence_overhead_s", "link_latency_s", "network_latency_s", "gemm.half_rows",
-    "gemm.half_inner", "gemm.half_outer", "gemm.launch_s", "prefill_attention.launch_s", "experts.half_rows", "collectives.hop",
+    "gemm.half_inner", "gemm.half_outer", "gemm.launch_s", "prefill_attention.launch_s", "experts.half_rows", "collectives.all_reduce.hops",
 )  # fmt: skip
 
 shapes = st.sampled_from(sorted(SHAPES)).map(SHAPES.__getitem__)

@@ -55,6 +55,14 @@ def inlined(function: FunctionT) -> FunctionT:
     return _compile(function, inline=True)
 
 
+def type_of(value: object) -> Any:
+    """Return the type by which numba knows a value."""
+    import numba
+
+    typeof: Any = numba.typeof
+    return typeof(value)
+
+
 def _compile(function: FunctionT, *, inline: bool) -> FunctionT:
     import numba
 

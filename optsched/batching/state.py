@@ -106,7 +106,7 @@ class Engine(NamedTuple):
     ttft_slo_s, tbt_slo_s
         Pending times beyond which a request counts as violating its target.
     parameters
-        The policy's own numbers, see `optsched.batching.policies.PARAMETERS`.
+        The policy's own numbers, see `optsched.batching.policies.POLICIES`.
     """
 
     now_s: float

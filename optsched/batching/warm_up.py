@@ -9,10 +9,9 @@ from optsched.batching.bound import upper_bound
 from optsched.batching.core import expand
 from optsched.batching.memory_row import read_off, solve_memory_row, worth
 from optsched.batching.policies import POLICIES
-from optsched.batching.policies.dispatch import decide
+from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.problem import BatchProblem
 from optsched.batching.solver import greedy_plan
-from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.batching.workspace import empty_workspace, with_more_states
 
 
@@ -50,8 +49,5 @@ def warm_up_limits() -> None:
 def warm_up() -> None:
     """Compile the solvers and the policies, or load them from the cache."""
     warm_up_solvers()
-    requests, decision = Requests.empty(1), Decision.empty(1)
-    requests.new_tokens[0] = 1
-    engine = Engine(0.0, 1, 1, 16, 0, 1, 1, 0.5, 0.0, 1.0, 1.0)
-    for policy in POLICIES.values():
-        decide(policy, requests, np.zeros(1, np.int64), Counts(0, 1, 0), engine, decision)
+    for policy in POLICIES:
+        compiled_policy(policy)

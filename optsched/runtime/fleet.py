@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from optsched.batching.policies.dispatch import compiled_policy
 from optsched.errors import WorkerError
 from optsched.runtime import worker
 from optsched.runtime.messages import Died, Failed, FromWorker, Ready, Setup, Stop, ToWorker, Zero
-from optsched.runtime.replica import compile_policies
 
 START_LIMIT_S = 300.0
 _GRACE_S = 5.0
@@ -48,7 +48,8 @@ class Fleet:
         WorkerError
             If one of them fails, dies or takes too long.
         """
-        compile_policies()
+        for setup in self._setups:  # here, so that the workers load them from numba's cache
+            compiled_policy(setup.limits.policy)
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="optsched-")
         busy = context.RawArray("b", len(self._setups))

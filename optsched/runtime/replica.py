@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.batching.policies import policy_id
-from optsched.batching.policies.dispatch import decide
-from optsched.batching.state import HIDDEN, KV, Counts, Decision, Engine, Requests
+from optsched.batching.policies.dispatch import compiled_policy
+from optsched.batching.state import HIDDEN, KV, Counts, Engine
 from optsched.runtime.attention import Batch
 from optsched.runtime.cache import BlockPool
 from optsched.runtime.messages import Incident, Limits, Prefilled, Receive, StartTurn, TurnEnded
@@ -20,13 +19,6 @@ from optsched.runtime.slots import Slots
 from optsched.runtime.step import step
 
 Array = np.ndarray
-
-
-def compile_policies() -> None:
-    """Compile the batching policies, or load them from numba's cache, before processes that need them all start to do so."""
-    requests, decision, empty = Requests.empty(1), Decision.empty(1), np.zeros(0, np.int64)
-    engine = Engine(0.0, 1, 1, 16, 0, 1, 1, 0.0, 0.0, 1.0, 1.0)
-    decide(0, requests, empty, Counts(0, 0, 0), engine, decision)
 
 
 class Replica:
@@ -53,7 +45,7 @@ class Replica:
         self.running: list[int] = []
         self.waiting: list[int] = []
         self.idle: list[int] = []
-        self._policy = policy_id(limits.policy)
+        self._decide = compiled_policy(limits.policy)
         hidden = model.llm.hidden_ratio
         self._hidden_ratio = float(hidden) if hidden < 1 else 0.0
         self._per_block = np.array([pool.block_tokens, max(pool.hidden_tokens, 1), pool.block_tokens])  # by kind of cache
@@ -136,7 +128,7 @@ class Replica:
             return np.zeros(0, np.int64)
         queue, requests, decision = np.array(order, dtype=np.int64), self.slots.requests, self.slots.decision
         counts = Counts(len(self.running), len(self.waiting), len(self.idle))
-        decide(self._policy, requests, queue, counts, self._engine(now_s), decision)
+        self._decide(requests, queue, counts, self._engine(now_s), decision)
         evicted = queue[decision.evict[queue] == 1]
         if len(evicted):
             self._evict(evicted.tolist(), now_s)

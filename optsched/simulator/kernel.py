@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.blocks import blocks_for
-from optsched.batching.policies.dispatch import decide
+from optsched.batching.policies.dispatch import Policy
 from optsched.batching.state import KV, NO_CACHE, Counts, Decision, Requests
 from optsched.batching.state import Engine as ReplicaEngine
 from optsched.compiled import kernel
@@ -202,7 +202,7 @@ def _admit(decision: Decision, replicas: Replicas, replica: int) -> int:
 
 
 @kernel
-def _start_step(state: State, engine: Engine, replica: int) -> None:
+def _start_step(state: State, engine: Engine, decide: Policy, replica: int) -> None:
     replicas, requests = state.replicas, state.requests
     replicas.woken[replica] = False
     counts = replicas.counts[replica]
@@ -214,9 +214,7 @@ def _start_step(state: State, engine: Engine, replica: int) -> None:
         replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
         engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s, engine.parameters,
     )  # fmt: skip
-    decide(
-        engine.policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision
-    )
+    decide(requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision)
     _evict(requests, state.decision, replicas, state.counters, state.outbox, replica)
     number = _admit(state.decision, replicas, replica)
     if number == 0:
@@ -327,13 +325,13 @@ def stay(state: State, slot: int) -> None:
 
 
 @kernel
-def advance(state: State, engine: Engine) -> int:
+def advance(state: State, engine: Engine, decide: Policy) -> int:
     """Run until Python has to be told something, the step buffer is nearly full, or nothing is left to happen."""
     replicas, heap = state.replicas, state.heap
     while True:
         for replica in range(len(replicas.woken)):
             if replicas.woken[replica]:
-                _start_step(state, engine, replica)
+                _start_step(state, engine, decide, replica)
         if state.outbox.size[0] > 0:
             return TELL
         if heap.size[0] == 0:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from optsched.batching.policies import own_parameters, policy_id, policy_parameters
+from optsched.batching.policies import own_parameters, policy_parameters
+from optsched.batching.policies.dispatch import Policy, compiled_policy, policy_type
+from optsched.compiled import type_of
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
@@ -77,6 +81,19 @@ def simulate(
     return log
 
 
+@lru_cache(maxsize=1)
+def _compile_loop(state_type: object, engine_type: object) -> None:
+    loop: Any = kernel.advance
+    loop.compile((state_type, engine_type, policy_type()))
+    loop.disable_compile()  # else it would be compiled again for every policy
+
+
+def compiled_loop(state: st.State, engine: st.Engine) -> Callable[[st.State, st.Engine, Policy], int]:
+    """Return the event loop, compiled once for all policies."""
+    _compile_loop(type_of(state), type_of(engine))
+    return kernel.advance
+
+
 class _Simulation:
     """One run: the compiled state, the dispatcher's books, and what the two tell each other."""
 
@@ -85,7 +102,6 @@ class _Simulation:
         self.shape = plan.llms[0].shape
         parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
         self.engine = st.Engine(
-            policy=policy_id(plan.batching.policy),
             block_tokens=plan.engine.block_tokens,
             max_sequences=plan.engine.max_sequences,
             hidden_ratio=float(self.shape.hidden_ratio),
@@ -113,7 +129,8 @@ class _Simulation:
 
     def to_the_end(self, progress: Callable[[float], None] | None) -> None:
         """Alternate between the event loop and the placement policy until every conversation ended."""
-        while (code := kernel.advance(self.state, self.engine)) != kernel.DRAINED:
+        decide, advance = compiled_policy(self.plan.batching.policy), compiled_loop(self.state, self.engine)
+        while (code := advance(self.state, self.engine, decide)) != kernel.DRAINED:
             if code == kernel.FULL:
                 self._keep_steps()
             self._listen()

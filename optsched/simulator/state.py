@@ -86,7 +86,6 @@ class Outbox(NamedTuple):
 class Engine(NamedTuple):
     """Numbers that all replicas share."""
 
-    policy: int
     block_tokens: int
     max_sequences: int
     hidden_ratio: float

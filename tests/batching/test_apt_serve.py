@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from optsched.batching import BatchProblem, solve
-from optsched.batching.policies import policy_id
 from optsched.batching.policies.apt_serve import compose
-from optsched.batching.policies.dispatch import decide
+from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import HIDDEN, KV, Counts, Decision, Engine, Requests
 
 ENGINE = Engine(100.0, 40, 40, 16, 0, 2048, 256, 0.5, 1e-4, 1e9, 1e9)
@@ -30,7 +29,7 @@ def chosen(requests: Requests, counts: Counts, **engine: float) -> str:
     """Write per request what happens: K or H computed so, x evicted, - left out."""
     decision = Decision.empty(len(requests.blocks))
     at = ENGINE._replace(**{"free_blocks": ENGINE.total_blocks - int(requests.blocks.sum()), **engine})
-    decide(policy_id("apt-serve"), requests, np.arange(len(requests.blocks)), counts, at, decision)
+    compiled_policy("apt-serve")(requests, np.arange(len(requests.blocks)), counts, at, decision)
     letters = {0: LEFT_OUT, HIDDEN: "H", KV: "K"}
     return "".join(
         EVICTED if decision.evict[slot] else (letters[decision.cache[slot]] if decision.tokens[slot] else LEFT_OUT)
@@ -158,7 +157,7 @@ def test_d6_a_decode_leaves_no_mark_on_waiting_requests() -> None:
     requests = state((32, 1, 30.0, KV), (0, 400, 5.0, 0), (0, 400, 5.0, 0))
     decision = Decision.empty(3)
     at = ENGINE._replace(free_blocks=38)
-    decide(policy_id("apt-serve"), requests, np.arange(3), Counts(1, 2, 0), at, decision)
+    compiled_policy("apt-serve")(requests, np.arange(3), Counts(1, 2, 0), at, decision)
     assert decision.cache.tolist() == [KV, 0, 0]
     assert decision.tokens.tolist() == [1, 0, 0]
 

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsched.batching.blocks import blocks_for
-from optsched.batching.policies import POLICIES, policy_id
-from optsched.batching.policies.dispatch import decide
+from optsched.batching.policies import POLICIES, own_parameters, policy_parameters
+from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import HIDDEN, KV, NO_CACHE, Counts, Decision, Engine, Requests
 from optsched.errors import UnknownNameError
 
 SPARE_SLOTS = 3
+WHOLE_PROMPTS = ("apt-serve", "density")  # a prompt longer than the budget goes alone, and whole
 every_policy = pytest.mark.parametrize("name", sorted(POLICIES))
 
 
@@ -23,6 +24,11 @@ def size(tokens: int, kind: int, engine: Engine) -> int:
         return 0
     per_block = int(engine.block_tokens / engine.hidden_ratio + 1e-9) if kind == HIDDEN else engine.block_tokens
     return -(-tokens // per_block)
+
+
+def drawn_parameters(draw: st.DrawFn, name: str) -> dict[str, float]:
+    sizes = [key for key in POLICIES[name] if key.endswith("_tokens")]
+    return {key: float(draw(st.integers(1, 64))) for key in sizes}
 
 
 @st.composite
@@ -43,6 +49,7 @@ def states(draw: st.DrawFn, name: str) -> tuple[Requests, np.ndarray, Counts, En
         rho_s_per_block=draw(st.sampled_from([0.0, 1e-4, 1e-2])),
         ttft_slo_s=draw(st.sampled_from([0.5, 5.0, 1e9])),
         tbt_slo_s=draw(st.sampled_from([0.5, 5.0, 1e9])),
+        parameters=own_parameters(name, {**policy_parameters(name, {}), **drawn_parameters(draw, name)}),
     )
     requests = Requests.empty(total + SPARE_SLOTS)
     queue = np.array(draw(st.permutations(range(total + SPARE_SLOTS))), np.int64)[:total].copy()
@@ -66,7 +73,7 @@ def decided(name: str, state: tuple[Requests, np.ndarray, Counts, Engine]) -> tu
     decision = Decision.empty(len(requests.blocks))
     for field in decision:
         field[:] = 99
-    return decide(policy_id(name), requests, queue, counts, engine, decision), decision
+    return compiled_policy(name)(requests, queue, counts, engine, decision), decision
 
 
 @every_policy
@@ -89,7 +96,7 @@ def test_no_step_over_commits_the_pool_or_its_budgets(name: str, data: st.DataOb
             assert kind == requests.cache[slot]
         free -= max(0, size(requests.context[slot] + tokens, kind, engine) - requests.blocks[slot])
         new_tokens += tokens
-        overlong = overlong or (name.startswith("apt") and tokens > engine.max_batched_tokens)
+        overlong = overlong or (name in WHOLE_PROMPTS and tokens > engine.max_batched_tokens)
     assert free >= 0
     assert scheduled == np.count_nonzero(decision.tokens[queue])
     assert scheduled <= engine.max_sequences
@@ -164,7 +171,7 @@ def test_every_request_finishes_when_decisions_are_executed(
         engine = engine._replace(now_s=0.05 * step, free_blocks=engine.total_blocks - int(requests.blocks.sum()))
         queue = np.array(running + waiting, np.int64)
         counts = Counts(len(running), len(waiting), 0)
-        assert decide(policy_id(name), requests, queue, counts, engine, decision) > 0
+        assert compiled_policy(name)(requests, queue, counts, engine, decision) > 0
         preempted = [slot for slot in running if decision.evict[slot]]
         for slot in queue:
             if decision.evict[slot]:
@@ -200,4 +207,4 @@ def test_hidden_blocks_never_exceed_kv_blocks(tokens: int, block_tokens: int, ra
 
 def test_an_unknown_policy_names_its_neighbours() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown batching policy 'apt-serv'; did you mean: apt-serve"):
-        policy_id("apt-serv")
+        compiled_policy("apt-serv")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from optsched.batching.policies import policy_id
-from optsched.batching.policies.dispatch import decide
+from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests
 
 ENGINE = Engine(10.0, 10, 10, 16, 0, 512, 8, 0.0, 0.0, 1.0, 1.0)
@@ -24,7 +23,7 @@ def tokens_and_evictions(requests: Requests, counts: Counts, **engine: int) -> t
     decision = Decision.empty(len(requests.blocks))
     free = ENGINE.total_blocks - int(requests.blocks.sum())
     at = ENGINE._replace(**{"free_blocks": free, **engine})
-    decide(policy_id("vllm-chunked"), requests, np.arange(len(requests.blocks)), counts, at, decision)
+    compiled_policy("vllm-chunked")(requests, np.arange(len(requests.blocks)), counts, at, decision)
     return decision.tokens.tolist(), decision.evict.tolist()
 
 

@@ -12,17 +12,25 @@ from optsched.errors import SpecError, UnknownNameError
 
 Array = np.ndarray
 
-POLICIES: dict[str, int] = {"vllm-chunked": 0, "apt-serve": 1}
+POLICIES: dict[str, dict[str, float]] = {
+    "apt-serve": {},
+    "density": {},
+    "fastgen": {"forward_tokens": 768.0},
+    "fcfs-demote": {},
+    "random": {"seed": 0.0},
+    "sarathi": {"chunk_tokens": 512.0},
+    "sjf": {},
+    "vllm": {},
+    "vllm-chunked": {},
+}
+"""Policies by name, and each one's own parameters with defaults, in the order of `optsched.batching.state.Engine.parameters`."""
 
 TARGETS: dict[str, float] = {"ttft_slo_s": 1.0, "tbt_slo_s": 1.0}
 """What every policy can be told, and the defaults: pending times beyond which a request counts as violating its target."""
 
-PARAMETERS: dict[str, dict[str, float]] = {name: {} for name in POLICIES}
-"""What a policy can be told besides, with defaults, in the order of `optsched.batching.state.Engine.parameters`."""
 
-
-def policy_id(name: str) -> int:
-    """Return the integer by which compiled code knows a policy.
+def check_policy(name: str) -> None:
+    """Refuse a name that no policy has.
 
     Raises
     ------
@@ -31,7 +39,6 @@ def policy_id(name: str) -> int:
     """
     if name not in POLICIES:
         raise UnknownNameError("batching policy", name, POLICIES, "List them with: optsched show policies")
-    return POLICIES[name]
 
 
 def policy_parameters(policy: str, given: Mapping[str, float]) -> dict[str, float]:
@@ -44,8 +51,8 @@ def policy_parameters(policy: str, given: Mapping[str, float]) -> dict[str, floa
     SpecError
         If a parameter is unknown, a target is not positive, or another parameter is negative or not finite.
     """
-    policy_id(policy)
-    known = {**TARGETS, **PARAMETERS[policy]}
+    check_policy(policy)
+    known = {**TARGETS, **POLICIES[policy]}
     for name, value in given.items():
         if name not in known:
             raise SpecError(
@@ -62,6 +69,6 @@ def policy_parameters(policy: str, given: Mapping[str, float]) -> dict[str, floa
 def own_parameters(policy: str, parameters: Mapping[str, float]) -> Float64[Array, " p"]:
     """Return a policy's own parameters by position, as `optsched.batching.state.Engine` carries them."""
     values = np.zeros(MOST_PARAMETERS)
-    names = list(PARAMETERS[policy])
+    names = list(POLICIES[policy])
     values[: len(names)] = [parameters[name] for name in names]
     return values

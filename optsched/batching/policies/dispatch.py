@@ -1,31 +1,48 @@
-"""Call a batching policy by its integer id, from compiled loops and from plain Python alike."""
+"""The compiled function of a batching policy, for the event loop and for plain Python alike."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.batching.policies import POLICIES, apt_serve, vllm_chunked
+from optsched.batching.policies import check_policy
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import type_of
 
 Array = np.ndarray
-
-_APT_SERVE = POLICIES["apt-serve"]
-_apt_serve, _vllm_chunked = apt_serve.decide, vllm_chunked.decide
+Policy = Callable[[Requests, Int64[Array, " q"], Counts, Engine, Decision], int]
 
 
-@kernel
-def decide(policy: int, requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
-    """Compose the next step by the policy of that id, see `optsched.batching.policies.policy_id`.
+@lru_cache(maxsize=1)
+def policy_type() -> Any:
+    """Return numba's type of a policy: what an event loop that is handed a policy is compiled for."""
+    sample = (
+        Requests.empty(1), np.zeros(0, np.int64), Counts(0, 0, 0), Engine(0.0, 1, 1, 16, 0, 1, 1, 0.0, 0.0, 1.0, 1.0),
+        Decision.empty(1),
+    )  # fmt: skip
+    types: Any = import_module("numba.types")
+    return types.FunctionType(types.int64(*(type_of(each) for each in sample)))
 
-    Fields of `engine` must keep their types (``hidden_ratio=0.0``, not 0): other types compile the policies again.
 
-    Returns
-    -------
-    int
-        Number of scheduled requests.
+@lru_cache(maxsize=64)
+def compiled_policy(name: str) -> Policy:
+    """Return the compiled `decide` of a policy; only the one that is asked for is imported and compiled.
+
+    Fields of the `Engine` that it is called with must keep their types: ``hidden_ratio=0.0``, not 0.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no policy of that name.
     """
-    if policy == _APT_SERVE:
-        return _apt_serve(requests, queue, counts, engine, decision)
-    return _vllm_chunked(requests, queue, counts, engine, decision)
+    check_policy(name)
+    decide: Any = import_module(f"optsched.batching.policies.{name.replace('-', '_')}").decide
+    decide.compile(policy_type().signature.args)
+    decide.disable_compile()
+    policy: Policy = decide
+    return policy

@@ -1,0 +1,49 @@
+"""The scheduler of vLLM before V1: first come, first served, prompts before decodes, preemption by recomputing.
+
+References
+----------
+vLLM 0.5, ``vllm/core/scheduler.py`` (Apache-2.0); Kwon et al., SOSP 2023, arXiv 2309.06180, section 4.5. Apt-Serve (arXiv
+2504.07494) compares itself with this scheduler.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int64
+
+from optsched.batching.policies.eviction import leave_all_out
+from optsched.batching.policies.prefill_first import admit_prompts, last_first, step_running
+from optsched.batching.state import Counts, Decision, Engine, Requests
+from optsched.compiled import kernel
+
+Array = np.ndarray
+
+
+@kernel
+def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
+    """Compose the next step: the prompts that fit, in order of arrival; if none does, every running request.
+
+    Prompts are prefilled whole, within the token budget, the sequences and the free blocks above the watermark; the first
+    that does not fit ends the admissions. A decode that runs out of blocks preempts the request admitted last, which
+    returns to the front of the waiting ones and is prefilled again. KV cache only. `optsched.batching.policies.prefill_first`
+    tells what becomes of idle and waiting caches.
+
+    Parameters
+    ----------
+    requests, queue, counts, engine
+        The state, see `optsched.batching.state`; nothing in it changes.
+    decision
+        Filled for every slot of the queue.
+
+    Returns
+    -------
+    int
+        Number of scheduled requests.
+    """
+    leave_all_out(requests, queue, counts, decision)
+    if counts.waiting > 0:
+        admitted = admit_prompts(requests, queue, counts, engine, decision, np.arange(counts.waiting))
+        if admitted > 0:
+            return admitted
+        leave_all_out(requests, queue, counts, decision)
+    return step_running(requests, queue, counts, engine, decision, last_first(counts)) if counts.running > 0 else 0

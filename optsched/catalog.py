@@ -11,6 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from optsched.domain.hardware import Gpu, Link, Tier
+from optsched.domain.inheritance import inherited
 from optsched.domain.llm import Llm
 from optsched.domain.scenario import Scenario
 from optsched.domain.workload import Recipe
@@ -44,11 +45,15 @@ def _names(folders: Iterator[Path]) -> list[str]:
     return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.toml")})
 
 
-def _find(record: type[RecordT], schema: str, folders: list[Path], name: str, knob: str) -> RecordT:
+def _path(schema: str, folders: list[Path], name: str, knob: str) -> Path:
     for folder in folders:
         if f"{name}.toml" in {path.name for path in folder.glob("*.toml")}:
-            return load(record, schema, folder / f"{name}.toml")
+            return folder / f"{name}.toml"
     raise UnknownNameError(schema, name, _names(iter(folders)), knob)
+
+
+def _find(record: type[RecordT], schema: str, folders: list[Path], name: str, knob: str) -> RecordT:
+    return load(record, schema, _path(schema, folders, name, knob))
 
 
 def gpus() -> list[str]:
@@ -76,17 +81,39 @@ def scenarios() -> list[str]:
     return _names(iter([data_root() / "instances" / "scenarios"]))
 
 
+def gpu_path(name: str) -> Path:
+    """Return the file of a gpu: the user's own before the packaged one.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such gpu.
+    """
+    return _path("gpu", list(_folders("gpus")), name, "Add your own as gpus/NAME.toml in the folder $OPTSCHED_MODELS.")
+
+
 def gpu(name: str) -> Gpu:
-    """Return a gpu by name.
+    """Return a gpu by name; what its file leaves out of its efficiency is that of the sibling it names.
 
     Raises
     ------
     UnknownNameError
         If there is no such gpu.
     SpecError
-        If its file is wrong.
+        If its file is wrong, or siblings name each other in a circle.
     """
-    return _find(Gpu, "gpu", list(_folders("gpus")), name, "Add your own as gpus/NAME.toml in the folder $OPTSCHED_MODELS.")
+    return _with_siblings(name, ())
+
+
+def _with_siblings(name: str, before: tuple[str, ...]) -> Gpu:
+    path = gpu_path(name)
+    if name in before:
+        circle = " -> ".join((*before, name))
+        raise SpecError(f"siblings name each other: {circle}; let one file stand alone", file=path, field="efficiency.sibling")
+    found = load(Gpu, "gpu", path)
+    if found.efficiency.sibling is None:
+        return found
+    return inherited(found, _with_siblings(found.efficiency.sibling, (*before, name)))
 
 
 def link(name: str) -> Link:

@@ -11,8 +11,8 @@ from factories import LAW, NOTHING, make_plan
 
 from optsched import catalog, files
 from optsched.cli import invoke
-from optsched.cli.calibrate import tier_text
 from optsched.cli.run import relative_errors
+from optsched.cli.tier_writing import tier_text
 from optsched.domain.hardware import FittedStepLaw, Gpu, Link
 from optsched.domain.plan import Plan, PlanWorkload
 from optsched.domain.results import Quantiles

@@ -1,0 +1,104 @@
+"""Tiers fitted to files: the log of our own workers, and tables of others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import LAW, make_plan, make_workload
+
+from optsched import catalog, files
+from optsched.cli import invoke
+from optsched.domain.hardware import Gpu
+from optsched.domain.plan import Plan
+from optsched.logfile import save_log
+from optsched.simulator.simulate import simulate
+
+WORKLOAD = make_workload(
+    [[(120, 30), (40, 20)], [(300, 40)], [(64, 60), (10, 30)]] * 4, [0.1 * index for index in range(12)], 0.3
+)
+PLAN = make_plan(["mixed", "mixed"], policy="collocated")
+
+
+def observed(path: Path, plan: Plan = PLAN, origin: str = "observed", noise: float = 0.0, keep_plan: bool = True) -> Path:
+    """Write the log of an execution whose steps took as long as the law says, give or take some noise."""
+    log = simulate(PLAN, WORKLOAD)
+    wobble = np.exp(noise * np.random.default_rng(0).standard_normal(log.iterations))
+    steps = replace(log.steps, end_s=log.steps.start_s + (log.steps.end_s - log.steps.start_s) * wobble)
+    save_log(replace(log, origin=origin, steps=steps), WORKLOAD, path, plan if keep_plan else None)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OPTSCHED_MODELS", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_log_s_steps_become_the_step_law_of_its_gpu_and_all_else_of_the_file_stays(folder: Path, capsys) -> None:
+    observed(folder / "log.parquet", noise=0.02)
+    assert invoke(["calibrate", "--from", "log.parquet", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    found = catalog.gpu("a40")
+    (fitted,) = found.step_laws
+    assert (fitted.llm, fitted.tp) == ("tiny", 1)
+    assert "log.parquet at 300 W" in fitted.origin
+    assert printed["out"] == str(folder / "models" / "gpus" / "a40.toml")
+    assert printed["step_laws"][0]["heldout_mape"] < 0.1
+    packaged = files.load(Gpu, "gpu", catalog.data_root() / "models" / "gpus" / "a40.toml")
+    assert found.replace(step_laws=()) == packaged
+    # a step that the log is full of is timed as it was
+    assert float(fitted.law.step_s(2, 0, 400, 2)) == pytest.approx(float(LAW.step_s(2, 0, 400, 2)), rel=0.1)
+    assert invoke(["calibrate", "--from", "log.parquet", "--tier", "a40", "--out", "mine.toml"]) == 0
+    assert "Step laws fitted to the log" in capsys.readouterr().out
+    assert files.load(Gpu, "gpu", folder / "mine.toml").step_laws == (fitted,)
+
+
+def test_a_step_law_that_predicts_badly_comes_with_a_warning(folder: Path, capsys) -> None:
+    observed(folder / "log.parquet", noise=1.0)
+    assert invoke(["calibrate", "--from", "log.parquet"]) == 0
+    assert "off on measurements it was not fitted to, more than 25%; do not rely on it" in capsys.readouterr().err
+
+
+def test_logs_that_cannot_teach_anything_are_refused_in_one_line(folder: Path, capsys) -> None:
+    def refusal(*words: str) -> str:
+        assert invoke(["calibrate", *words]) == 1
+        err = capsys.readouterr().err
+        assert len(err.strip().splitlines()) == 1
+        return err
+
+    path = str(observed(folder / "log.parquet", origin="simulated"))
+    assert "the log is of a simulation, whose times are this model's own" in refusal("--from", path)
+    path = str(observed(folder / "log.parquet", keep_plan=False))
+    assert "the log names no plan, so its replicas are unknown" in refusal("--from", path)
+    path = str(observed(folder / "log.parquet"))
+    assert "no replica of the log stands on h200; choose --tier among a40" in refusal("--from", path, "--tier", "h200")
+    caps = PLAN.replace(replicas=(PLAN.replicas[0].replace(power_cap_w=200.0), PLAN.replicas[1]))
+    path = str(observed(folder / "log.parquet", caps))
+    assert "replicas on a40 ran at 200, 300 W; a step law holds at one power cap" in refusal("--from", path)
+    two = PLAN.replace(replicas=(PLAN.replicas[0].replace(gpu="l4", power_cap_w=72.0), PLAN.replicas[1]))
+    path = str(observed(folder / "log.parquet", two))
+    assert "the log's replicas stand on a40, l4; choose one with --tier" in refusal("--from", path)
+    assert "no such file" in refusal("--from", "nowhere.parquet")
+    assert "--profile and --from exclude each other" in refusal("--from", path, "--profile", path)
+
+
+def test_profiles_that_hold_no_known_table_are_refused_in_one_line(folder: Path, capsys) -> None:
+    def refusal(*words: str) -> str:
+        assert invoke(["calibrate", *words]) == 1
+        err = capsys.readouterr().err
+        assert len(err.strip().splitlines()) == 1
+        return err
+
+    assert "--tier: name the gpu that the measurements are of" in refusal("--profile", ".")
+    assert "no such file or folder" in refusal("--profile", "nowhere", "--tier", "a40")
+    (folder / "x.csv").write_text("a,b\n1,2\n")
+    assert "no table of a known form; known are tables of" in refusal("--profile", "x.csv", "--tier", "a40")
+    (folder / "y.parquet").write_text("a,b\n1,2\n")
+    assert "y.parquet: not a readable Parquet file" in refusal("--profile", "y.parquet", "--tier", "a40")
+    (folder / "z.csv").write_bytes(b"\xff\xfe\x00")
+    assert "z.csv: not a readable CSV file" in refusal("--profile", "z.csv", "--tier", "a40")

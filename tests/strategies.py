@@ -18,6 +18,8 @@ from optsched.domain.efficiency import (
 )
 from optsched.domain.hardware import Datasheet, FittedStepLaw, Gpu, Link, Price
 from optsched.domain.llm import Family, Llm, Mla, Moe
+from optsched.domain.overheads import Overheads
+from optsched.domain.power_law import PowerLaw
 from optsched.domain.step_law import StepLaw
 from optsched.domain.workload import Workload
 
@@ -184,6 +186,17 @@ def gemm_laws() -> st.SearchStrategy[GemmLaw]:
     )  # fmt: skip
 
 
+def overheads() -> st.SearchStrategy[Overheads]:
+    """Overheads below a few milliseconds."""
+    return st.builds(
+        Overheads,
+        source=TEXTS,
+        layer_overhead_s=_reals(0.0, 1e-3),
+        step_overhead_s=_reals(0.0, 2e-2),
+        sequence_overhead_s=_reals(0.0, 1e-3),
+    )
+
+
 @st.composite
 def gpus(draw: st.DrawFn) -> Gpu:
     """Gpus of plausible magnitude."""
@@ -222,7 +235,8 @@ def gpus(draw: st.DrawFn) -> Gpu:
             layer_overhead_s=draw(_reals(0.0, 1e-3)),
             step_overhead_s=draw(_reals(0.0, 2e-2)),
             idle_w=power_w * draw(_reals(0.05, 0.9)),
-            cap_exponent=draw(_reals(1.0, 4.0)),
+            engines=draw(st.dictionaries(NAMES, overheads(), max_size=2)),
+            power=draw(st.builds(PowerLaw, active=SHARES, clock_linear=SHARES, clock_exponent=_reals(1.0, 12.0))),
             reserve_bytes=draw(_reals(1e8, 5e9)),
         ),
         memory_utilisation=draw(_reals(0.1, 1.0)),

@@ -127,7 +127,7 @@ def _tier_row(tier: Tier) -> Row:
         "power_cap_w": tier.power_cap_w,
         "board_w": board_w,
         "idle_w": efficiency.idle_w,
-        "clock_share": dynamic_share ** (1 / efficiency.cap_exponent),
+        "clock_share": efficiency.power.clock(dynamic_share),
         "usd_per_hour": tier.gpu.price.usd_per_hour,
     }
 

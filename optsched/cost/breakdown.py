@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from optsched.cost.features import StepFeatures
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
-from optsched.cost.step import step_time, work_time
+from optsched.cost.step import duration, running, work_time
 from optsched.cost.tier import TierParameters
 from optsched.cost.transformer import communications, compute_operations
 
@@ -68,7 +68,8 @@ def _sent(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict
 
 @jax.jit
 def _overheads(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, Scalar]:
-    launch = step_time(tier, shape, features) - tier.step_overhead_s - work_time(tier, shape, features)
+    work_s = work_time(tier, shape, features)
+    launch = duration(tier, shape, work_s) - tier.step_overhead_s - work_s
     return {
         "per sequence": tier.sequence_overhead_s * features.sequences,
         "kernel launches": launch,
@@ -81,6 +82,9 @@ def _dominating(numbers: dict[str, float]) -> Resource:
     rest = numbers["seconds"] - numbers["compute"] - numbers["memory"]
     shares: dict[Resource, float] = {"compute": numbers["compute"], "memory": numbers["memory"], "overhead": rest}
     return max(shares, key=shares.__getitem__)
+
+
+_running = jax.jit(running)
 
 
 @double_precision
@@ -99,6 +103,7 @@ def breakdown(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> 
         between steps. Their times add up to `step_time`; FLOPs and bytes are those of one GPU.
     """
     rows: list[BreakdownRow] = []
+    tier = _running(tier, shape, features)
     for name, values in _computed(tier, shape, features).items():
         numbers = {key: float(value) for key, value in values.items()}
         rows.append(

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from optsched.cost.features import StepFeatures
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
-from optsched.cost.step import dynamic_energy, step_energy, step_time, work_time
+from optsched.cost.step import step_cost
 from optsched.cost.tier import TierParameters
 
 Array = np.ndarray
@@ -42,12 +42,8 @@ class StepCosts:
 
 
 def _costs(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> tuple[Scalar, Scalar, Scalar, Scalar]:
-    return (
-        step_time(tier, shape, features),
-        work_time(tier, shape, features),
-        step_energy(tier, shape, features),
-        dynamic_energy(tier, shape, features),
-    )
+    cost = step_cost(tier, shape, features)
+    return cost.seconds, cost.work_s, cost.joules, cost.dynamic_j
 
 
 _many_steps = jax.jit(jax.vmap(_costs, in_axes=(None, None, 0)))

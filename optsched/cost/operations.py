@@ -35,10 +35,6 @@ class Operation(eqx.Module):
     def once_bytes(self) -> Scalar:
         """Bytes of device memory that one of them reads and writes."""
 
-    @abstractmethod
-    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
-        """Return the FLOP rate and the memory bandwidth that its law reaches at best."""
-
     def seconds(self, tier: TierParameters) -> Scalar:
         """Return the time of all of them in seconds."""
         return self.count * self.once_s(tier)
@@ -53,9 +49,13 @@ class Operation(eqx.Module):
         """Bytes that all of them move."""
         return self.count * self.once_bytes
 
-    def joules(self, tier: TierParameters) -> Scalar:
-        """Return the dynamic energy of all of them on one GPU."""
-        return tier.joules(self.flops, self.bytes, *self.rates(tier))
+    def compute_j(self, tier: TierParameters) -> Scalar:
+        """Return the dynamic energy of all FLOPs at the full clock, on one GPU."""
+        return self.flops * tier.gemm_j_per_flop
+
+    def memory_j(self, tier: TierParameters) -> Scalar:
+        """Return the dynamic energy of all bytes at the full clock, on one GPU."""
+        return self.bytes * tier.memory_j_per_byte
 
 
 class Gemm(Operation):
@@ -80,11 +80,6 @@ class Gemm(Operation):
     def once_bytes(self) -> Scalar:
         """Bytes that one of them moves."""
         return gemm.gemm_bytes(self.rows, self.inner, self.outer, self.weight_bytes, self.activation_bytes)
-
-    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
-        """Return the best rates of matrix products."""
-        card, law = tier.card, tier.gemm
-        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
 
 
 class PrefillAttention(Operation):
@@ -122,10 +117,9 @@ class PrefillAttention(Operation):
             self.activation_bytes,
         )  # fmt: skip
 
-    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
-        """Return the best rates of prefill attention."""
-        card, law = tier.wide_card, tier.prefill_attention
-        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
+    def compute_j(self, tier: TierParameters) -> Scalar:
+        """Return the dynamic energy of all FLOPs at the full clock, on one GPU."""
+        return self.flops * tier.attention_j_per_flop
 
 
 class DecodeAttention(Operation):
@@ -161,10 +155,9 @@ class DecodeAttention(Operation):
             self.activation_bytes,
         )  # fmt: skip
 
-    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
-        """Return the best rates of decode attention."""
-        card, law = tier.wide_card, tier.decode_attention
-        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
+    def compute_j(self, tier: TierParameters) -> Scalar:
+        """Return the dynamic energy of all FLOPs at the full clock, on one GPU."""
+        return self.flops * tier.attention_j_per_flop
 
 
 class Experts(Operation):
@@ -202,11 +195,6 @@ class Experts(Operation):
             self.matrices, self.weight_bytes, self.activation_bytes,
         )  # fmt: skip
 
-    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
-        """Return the best rates of routed experts."""
-        card, law = tier.card, tier.experts
-        return card.flops_per_s * card.clock * law.compute, card.memory_bytes_per_s * law.memory
-
 
 class Elementwise(Operation):
     """Kernels that pass over memory."""
@@ -227,10 +215,6 @@ class Elementwise(Operation):
     def once_bytes(self) -> Scalar:
         """Bytes that one of them moves."""
         return self.moved_bytes
-
-    def rates(self, tier: TierParameters) -> tuple[Scalar, Scalar]:
-        """Return the best rates of memory passes."""
-        return tier.flops_per_s, tier.memory_bytes_per_s * tier.elementwise.memory
 
 
 class Communication(eqx.Module):

@@ -12,6 +12,7 @@ from optsched.cost.decode_attention import DecodeAttentionParameters
 from optsched.cost.elementwise import ElementwiseParameters
 from optsched.cost.experts import ExpertsParameters
 from optsched.cost.gemm import GemmParameters
+from optsched.cost.power import Limits, PowerParameters
 from optsched.cost.precision import Scalar, scalar
 from optsched.cost.prefill_attention import PrefillAttentionParameters
 from optsched.cost.roofline import Card
@@ -74,20 +75,15 @@ class TierParameters(eqx.Module):
         Launch time per layer (a floor under the device's work), time between steps, and time per sequence.
     idle_w, board_w, cap_w
         Power of the idle card, its board limit, and the cap of the tier.
-    cap_exponent, dynamic_memory_share
-        See `clock`, and `joules`.
+    power
+        Power while steps run, and what a cap does to the clock.
+    clock
+        Clock of the step at hand over the clock at the board's limit: it slows compute and leaves memory, which has a clock
+        of its own. `optsched.cost.step.running` sets it from the cap and the step's load.
     link_bytes_per_s, link_latency_s, link_j_per_byte
         The link between the GPUs of one node.
     network_bytes_per_s, network_latency_s, gpus_per_port, gpus_per_node
         The link between nodes, and the GPUs that share one port to it and a node.
-
-    Notes
-    -----
-    Under a cap the clock falls to ``f = min(1, ((cap - idle) / (board - idle)) ** (1 / e))`` because dynamic power grows as
-    ``f V^2`` and the voltage V nearly as f, so e is near 3. Compute rates scale with f and memory bandwidth does not (the
-    memory has its own clock). One FLOP then costs ``f ** (e - 1)`` of its uncapped dynamic energy (f^2 at e = 3), and one
-    byte ``f ** e`` (f^3), since the time of a byte stays while the power of the chip around it falls. Both give exactly
-    the cap's power at full load. Short prefills are not exempted from the slow-down.
     """
 
     flops_per_s: Scalar
@@ -105,8 +101,8 @@ class TierParameters(eqx.Module):
     idle_w: Scalar
     board_w: Scalar
     cap_w: Scalar
-    cap_exponent: Scalar
-    dynamic_memory_share: Scalar
+    power: PowerParameters
+    clock: Scalar
     link_bytes_per_s: Scalar
     link_latency_s: Scalar
     link_j_per_byte: Scalar
@@ -116,7 +112,15 @@ class TierParameters(eqx.Module):
     gpus_per_node: Scalar
 
     @classmethod
-    def of(cls, tier: Tier, llm: Llm, link: Link | None = None, network: Link | None = None, tp: int = 2) -> Self:
+    def of(
+        cls,
+        tier: Tier,
+        llm: Llm,
+        link: Link | None = None,
+        network: Link | None = None,
+        engine: str | None = None,
+        tp: int = 2,
+    ) -> Self:
         """Collect the parameters of a tier for an llm's data types.
 
         Parameters
@@ -127,6 +131,8 @@ class TierParameters(eqx.Module):
             Between the GPUs of one replica and node; None where a replica has one GPU.
         network
             Between the nodes of one replica; None where it fits a node.
+        engine
+            Whose overheads; None: the gpu file's default.
         tp
             GPUs that share every layer: the group of the collectives.
 
@@ -134,8 +140,11 @@ class TierParameters(eqx.Module):
         ------
         SpecError
             If the datasheet lists no FLOP rate for the llm's data type.
+        UnknownNameError
+            If the gpu's file names no such engine.
         """
         sheet, achieved = tier.gpu.datasheet, tier.gpu.efficiency
+        overheads = achieved.overheads(engine)
         peak = peak_flops_per_s(tier, llm.dtype)
         # A replica of one GPU sends nothing, so any positive bandwidth serves; so for one node and the network.
         near = (link.bytes_per_s, link.latency_s, link.joules_per_byte) if link else (sheet.memory_bytes_per_s, 0.0, 0.0)
@@ -152,14 +161,14 @@ class TierParameters(eqx.Module):
             collectives=CollectiveParameters.of(
                 collective_law(tier, link), (network and network.collectives) or CollectiveLaw(), tp, sheet.gpus_per_node
             ),
-            layer_overhead_s=scalar(achieved.layer_overhead_s),
-            step_overhead_s=scalar(achieved.step_overhead_s),
-            sequence_overhead_s=scalar(achieved.sequence_overhead_s),
+            layer_overhead_s=scalar(overheads.layer_overhead_s),
+            step_overhead_s=scalar(overheads.step_overhead_s),
+            sequence_overhead_s=scalar(overheads.sequence_overhead_s),
             idle_w=scalar(achieved.idle_w),
             board_w=scalar(sheet.power_w),
             cap_w=scalar(tier.power_cap_w),
-            cap_exponent=scalar(achieved.cap_exponent),
-            dynamic_memory_share=scalar(achieved.dynamic_memory_share),
+            power=PowerParameters.of(achieved.power),
+            clock=scalar(1.0),
             link_bytes_per_s=scalar(near[0]),
             link_latency_s=scalar(near[1]),
             link_j_per_byte=scalar(near[2]),
@@ -170,9 +179,9 @@ class TierParameters(eqx.Module):
         )
 
     @property
-    def clock(self) -> Scalar:
-        """Clock under the cap, as a share of the uncapped clock; at most 1 because a cap never exceeds the board power."""
-        return ((self.cap_w - self.idle_w) / (self.board_w - self.idle_w)) ** (1.0 / self.cap_exponent)
+    def limits(self) -> Limits:
+        """Idle power, board limit and cap of one GPU."""
+        return Limits(self.idle_w, self.board_w, self.cap_w)
 
     @property
     def card(self) -> Card:
@@ -192,18 +201,20 @@ class TierParameters(eqx.Module):
             self.gpus_per_node,
         )  # fmt: skip
 
-    def joules(self, flops: Scalar, moved_bytes: Scalar, flops_per_s: Scalar, bytes_per_s: Scalar) -> Scalar:
-        """Return the dynamic energy of some work: at its full rates it fills the cap.
+    @property
+    def gemm_j_per_flop(self) -> Scalar:
+        """Dynamic energy of one FLOP of a matrix product at the full clock."""
+        return self.power.gemm * self.limits.board_above_idle_w / self.flops_per_s
 
-        Parameters
-        ----------
-        flops, moved_bytes
-            The work.
-        flops_per_s, bytes_per_s
-            The most of each that its kernels reach; bytes at that rate draw `dynamic_memory_share` of the dynamic power.
-        """
-        dynamic_w = self.cap_w - self.idle_w
-        return flops * (dynamic_w / flops_per_s) + moved_bytes * (self.dynamic_memory_share * dynamic_w / bytes_per_s)
+    @property
+    def attention_j_per_flop(self) -> Scalar:
+        """Dynamic energy of one FLOP of attention at the full clock."""
+        return self.power.attention * self.limits.board_above_idle_w / (self.flops_per_s * self.wide_rate)
+
+    @property
+    def memory_j_per_byte(self) -> Scalar:
+        """Dynamic energy of one byte read or written at the full clock."""
+        return self.power.memory * self.limits.board_above_idle_w / self.memory_bytes_per_s
 
 
 def activation_dtype(llm: Llm) -> Dtype:

@@ -11,6 +11,9 @@ from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import NEAREST_DTYPES, Dtype
 from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
+from optsched.domain.overheads import Overheads
+from optsched.domain.power_law import PowerLaw
+from optsched.errors import UnknownNameError
 from optsched.units import Bytes, Seconds, Watts
 
 Origin = Literal["assumed", "fitted"]
@@ -139,17 +142,17 @@ class Efficiency(Frozen):
     elementwise, collectives
         Laws of memory passes, and of messages over the gpu's own interconnect (None: the link's own law).
     layer_overhead_s
-        Launch and synchronisation time per transformer layer.
+        Launch and synchronisation time per transformer layer: a floor under the device's work.
     step_overhead_s
         Time between two steps: scheduling, sampling, detokenisation.
     sequence_overhead_s
         Time per sequence in a step (sampling, bookkeeping).
+    engines
+        Overheads of named engines (``eager``: without CUDA graphs) in place of the three above.
     idle_w
         Power of the idle card with a loaded model.
-    dynamic_memory_share
-        Dynamic power at full memory bandwidth over dynamic power at full compute.
-    cap_exponent
-        Clock under a power cap is ``((cap - idle) / (power - idle)) ** (1 / cap_exponent)``.
+    power
+        Power while steps run, and the clock under a cap.
     reserve_bytes
         Device memory that is neither weights nor cache (context, graphs, workspace).
     """
@@ -166,10 +169,30 @@ class Efficiency(Frozen):
     layer_overhead_s: Seconds = 20e-6
     step_overhead_s: Seconds = 2e-3
     sequence_overhead_s: Seconds = 10e-6
+    engines: dict[str, Overheads] = {}
     idle_w: Watts
-    dynamic_memory_share: float = Field(default=0.83, ge=0, le=1)
-    cap_exponent: float = Field(default=3.0, ge=1)
+    power: PowerLaw = PowerLaw()
     reserve_bytes: Bytes = Field(default=1.5e9, alias="reserve")
+
+    def overheads(self, engine: str | None = None) -> Overheads:
+        """Return the overheads of an engine; None: those of the file's own three numbers.
+
+        Raises
+        ------
+        UnknownNameError
+            If the file names no such engine.
+        """
+        if engine is None:
+            return Overheads(
+                source=self.source,
+                layer_overhead_s=self.layer_overhead_s,
+                step_overhead_s=self.step_overhead_s,
+                sequence_overhead_s=self.sequence_overhead_s,
+            )
+        if engine not in self.engines:
+            knob = "Leave the engine out for the default one, or add [efficiency.engines.NAME] to the gpu's file."
+            raise UnknownNameError("engine", engine, self.engines, knob)
+        return self.engines[engine]
 
     def gemm_law(self, dtype: Dtype) -> GemmLaw:
         """Return the law of matrix products with weights of a data type."""

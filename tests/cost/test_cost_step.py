@@ -151,18 +151,6 @@ def test_the_breakdown_adds_up_to_the_step(shape: LlmShape, features: StepFeatur
     assert sum(row.seconds for row in breakdown(TIER, shape, features)) == pytest.approx(seconds(TIER, shape, features), rel=1e-9)
 
 
-def test_a_cap_slows_compute_by_its_clock_and_leaves_bandwidth() -> None:
-    llm = catalog.llm("qwen3-0.6b")
-    full, capped = (TierParameters.of(Tier(catalog.gpu("a40"), cap), llm) for cap in (300.0, 200.0))
-    assert float(full.clock) == 1.0
-    assert float(capped.clock) == pytest.approx(((200 - 77) / (300 - 77)) ** (1 / 2.8))
-    assert float(capped.card.memory_bytes_per_s) == float(full.card.memory_bytes_per_s)
-    # at full load either resource draws what the cap allows
-    one, none = scalar(1e15), scalar(0.0)
-    assert float(capped.joules(one, none, one, one)) == pytest.approx(200 - 77)
-    assert float(capped.joules(none, one, one, one)) == pytest.approx(0.83 * (200 - 77))
-
-
 def test_many_configurations_at_once_equal_one_by_one() -> None:
     llm = catalog.llm("llama-3.1-8b")
     tiers = [TierParameters.of(catalog.tier(name), llm) for name in ("l4", "a10g", "h100-sxm@500W")]

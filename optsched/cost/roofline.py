@@ -58,3 +58,16 @@ def smooth_max(first: Scalar, second: Scalar, blend: float | Scalar) -> Scalar:
     """
     root = jnp.sqrt((first - second) ** 2 + 4.0 * blend**2 * first * second + 1e-60)
     return 0.5 * (first + second + root)
+
+
+def power_norm(first: Scalar, second: Scalar, order: float | Scalar) -> Scalar:
+    """Return the p-norm of two non-negative numbers: their sum at order 1, nearly the larger one at a large order.
+
+    Notes
+    -----
+    Scaled by the larger one so that powers neither overflow nor vanish; the constant keeps gradients finite at 0.
+    """
+    first, second = first + 1e-15, second + 1e-15
+    largest = jnp.maximum(first, second)
+    norm: Scalar = largest * ((first / largest) ** order + (second / largest) ** order) ** (1.0 / order)
+    return norm

@@ -9,36 +9,16 @@ from pydantic import Field
 
 from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import NEAREST_DTYPES, Dtype
+from optsched.domain.elementwise_law import ElementwiseLaw
 from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
+from optsched.domain.gemm_law import GemmLaw
 from optsched.domain.overheads import Overheads
 from optsched.domain.power_law import PowerLaw
 from optsched.errors import UnknownNameError
 from optsched.units import Bytes, Seconds, Watts
 
 Origin = Literal["assumed", "fitted"]
-
-
-class GemmLaw(Frozen):
-    """Matrix products: M rows, K inner, N outer.
-
-    Attributes
-    ----------
-    compute, memory
-        Shares of the peak FLOP rate and of the peak bandwidth that large products reach.
-    half_rows, half_inner, half_outer
-        M, K and N at which half of `compute` is left: ``M / (M + half_rows)``, likewise the others.
-    launch_s
-        Time of a kernel that has nothing to do.
-    """
-
-    compute: float = Field(default=0.7, gt=0, le=1)
-    memory: float = Field(default=0.8, gt=0, le=1)
-    half_rows: float = Field(default=64.0, gt=0)
-    half_inner: float = Field(default=32.0, gt=0)
-    half_outer: float = Field(default=32.0, gt=0)
-    launch_s: Seconds = 1e-6
-    fit: Fit | None = None
 
 
 class PrefillAttentionLaw(Frozen):
@@ -98,22 +78,6 @@ class ExpertsLaw(Frozen):
     half_rows: float = Field(default=64.0, gt=0)
     imbalance: float = Field(default=0.2, ge=0)
     launch_s: Seconds = 2e-6
-    fit: Fit | None = None
-
-
-class ElementwiseLaw(Frozen):
-    """Norms, activations, rotations, copies: they read and write memory.
-
-    Attributes
-    ----------
-    memory
-        Share of the peak bandwidth.
-    launch_s
-        Time of a kernel that has nothing to do.
-    """
-
-    memory: float = Field(default=0.8, gt=0, le=1)
-    launch_s: Seconds = 1e-6
     fit: Fit | None = None
 
 

@@ -20,11 +20,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int8, Int64
+from jaxtyping import Float64, Int8, Int64
 
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.heap import pop
-from optsched.batching.workspace import Workspace
+from optsched.batching.workspace import SPAN, Workspace
 from optsched.compiled import kernel
 
 Array = np.ndarray
@@ -83,10 +83,8 @@ class Frame(NamedTuple):
     ----------
     room
         Blocks that the start leaves unused, less those that no deviation can use.
-    seats
-        Requests that the start selects less than can be selected at most.
-    price, seat_price, tie_price
-        Value per block, value per selected request, and tie value per block; `tie_price` is NaN where it proves nothing.
+    price, tie_price
+        Value per block, and tie value per block; `tie_price` is NaN where it proves nothing.
     tolerance
         Improvements up to it count as rounding.
     divisor
@@ -97,12 +95,17 @@ class Frame(NamedTuple):
         Whether it matters which plan of the best value is found.
     tie_work
         States that may be generated once only the tie is open.
+    unit
+        All deviations change the blocks by multiples of it; `room` is one.
+    overdrawn, left
+        Up to how many units overdrawn or left the workspace's `rest` holds least losses; 0, -1: none (see
+        `optsched.batching.corner`).
+    later
+        What deviations that have not been entered yet lose at least.
     """
 
     room: int
     price: float
-    seats: int
-    seat_price: float
     tie_price: float
     tolerance: float
     divisor: int
@@ -110,6 +113,10 @@ class Frame(NamedTuple):
     start_tie: int
     ties: bool
     tie_work: int
+    unit: int
+    overdrawn: int
+    left: int
+    later: float
 
 
 @kernel
@@ -152,11 +159,21 @@ def on_offer(
 
 
 @kernel
-def _hopeless(frame: Frame, search: Search, state: tuple[int, int, int, int], next_loss: float) -> bool:
+def _least_loss(rest: Float64[Array, " w"], frame: Frame, blocks: int, next_loss: float) -> float:
+    """Return what a state of that many blocks loses at least by further deviations and by what these leave unused."""
+    units = frame.room - blocks
+    if frame.unit > 1:
+        units //= frame.unit
+    if -frame.overdrawn <= units <= frame.left:
+        return max(next_loss, float(rest[SPAN + units]))
+    return next_loss
+
+
+@kernel
+def _hopeless(frame: Frame, search: Search, state: tuple[int, int, int], next_loss: float, least_loss: float) -> bool:
     """Tell whether no further deviation from a state makes a better plan than the best, ties included."""
-    w, v, t, c = state
-    seats = frame.seat_price * (frame.seats - c)
-    reach = v + frame.price * (frame.room - w) + seats - next_loss
+    w, v, t = state
+    reach = v + frame.price * (frame.room - w) - least_loss
     value = np.floor((reach + frame.tolerance) / frame.divisor) * frame.divisor
     if value < search.best_value or reach < search.best_value - frame.tolerance:
         return True
@@ -166,11 +183,11 @@ def _hopeless(frame: Frame, search: Search, state: tuple[int, int, int, int], ne
         return True
     # The value can at most be equalled. Equal plans have at least this many blocks, and no fewer KV blocks than blocks:
     if frame.price > 0.0:
-        blocks = frame.start_blocks + w + (search.best_value - v - seats + next_loss - frame.tolerance) / frame.price
+        blocks = frame.start_blocks + w + (search.best_value - v + next_loss - frame.tolerance) / frame.price
         if blocks - 1e-6 > -(frame.start_tie + search.best_tie) - 1:
             return True
     # Where only deviations that lose nothing can equal it, the tie values have a relaxation of their own.
-    tight = reach <= search.best_value + frame.tolerance and next_loss <= frame.tolerance
+    tight = reach <= search.best_value + frame.tolerance and least_loss <= frame.tolerance
     return tight and t + frame.tie_price * (frame.room - w) <= search.best_tie
 
 
@@ -178,14 +195,14 @@ def _hopeless(frame: Frame, search: Search, state: tuple[int, int, int, int], ne
 def _merge(
     space: Workspace,
     i: int,
-    deviations: tuple[tuple[int, int, int, int, int], tuple[int, int, int, int, int]],
+    deviations: tuple[tuple[int, int, int, int], tuple[int, int, int, int]],
     frame: Frame,
     search: Search,
     next_loss: float,
 ) -> Search:
     """Let request `i` keep or change its option in every state; keep the undominated states that may still win."""
-    n, old, new = search.states, search.side, 1 - search.side
-    (option1, w1, v1, t1, c1), (option2, w2, v2, t2, c2) = deviations
+    n, old, new, rest = search.states, search.side, 1 - search.side, space.rest
+    (option1, w1, v1, t1), (option2, w2, v2, t2) = deviations
     at0, at1, at2 = 0, n if option1 < 0 else 0, n if option2 < 0 else 0
     kept, nodes, most = 0, search.nodes, -np.inf
     top_value, top_tie = np.int64(-NEVER), np.int64(0)
@@ -199,17 +216,18 @@ def _merge(
         way, source = -1, 0
         if b0 == w:
             way, source, at0 = -1, at0, at0 + 1
-            v, t, c = space.value[old, source], space.tie[old, source], space.selected[old, source]
+            v, t = space.value[old, source], space.tie[old, source]
         elif b1 == w:
             way, source, at1 = option1, at1, at1 + 1
-            v, t, c = space.value[old, source] + v1, space.tie[old, source] + t1, space.selected[old, source] + c1
+            v, t = space.value[old, source] + v1, space.tie[old, source] + t1
         else:
             way, source, at2 = option2, at2, at2 + 1
-            v, t, c = space.value[old, source] + v2, space.tie[old, source] + t2, space.selected[old, source] + c2
+            v, t = space.value[old, source] + v2, space.tie[old, source] + t2
         if v < top_value or (v == top_value and t <= top_tie):
             continue
         better = w <= frame.room and (v > search.best_value or (v == search.best_value and t > search.best_tie))
-        if not better and _hopeless(frame, search, (w, v, t, c), next_loss):
+        least_loss = _least_loss(rest, frame, w, next_loss)
+        if not better and _hopeless(frame, search, (w, v, t), next_loss, least_loss):
             continue
         node = space.node[old, source]
         if way >= 0:
@@ -217,16 +235,17 @@ def _merge(
             node, nodes = nodes, nodes + 1
         if better:
             search = _improved(search, v, t, node)
-            if _hopeless(frame, search, (w, v, t, c), next_loss):
+            if _hopeless(frame, search, (w, v, t), next_loss, least_loss):
                 continue
         top_value, top_tie = v, t
         if kept > 0 and space.blocks[new, kept - 1] == w:  # as many blocks, more value
             kept -= 1
         space.blocks[new, kept], space.value[new, kept], space.tie[new, kept] = w, v, t
-        space.selected[new, kept], space.node[new, kept] = c, node
-        most = max(most, v + frame.price * (frame.room - w) + frame.seat_price * (frame.seats - c) - next_loss)
+        space.node[new, kept] = node
+        most = max(most, v + frame.price * (frame.room - w) - least_loss)
         kept += 1
     best_value, best_tie, best_node = search.best_value, search.best_tie, search.best_node
+    most = min(search.most, max(most, float(best_value)))
     return Search(search.code, new, kept, nodes, search.heap, search.work, best_value, best_tie, best_node, most)
 
 
@@ -243,7 +262,7 @@ def expand(
     """Go on with the search until it is finished, the workspace is full, or `work_limit` states have been generated."""
     capacity, length = space.blocks.shape[1], len(space.parent)
     while search.heap > 0 and search.states > 0:
-        gap = frame.price * frame.room + frame.seat_price * frame.seats - search.best_value + frame.tolerance
+        gap = frame.price * frame.room - search.best_value + frame.tolerance
         if space.loss[0] > gap:
             break
         if search.work >= work_limit:
@@ -254,20 +273,20 @@ def expand(
             return stopped(search, FULL)
         i = pop(space.loss, space.member, search.heap)
         heap = search.heap - 1
-        first, second = (-1, 0, 0, 0, 0), (-1, 0, 0, 0, 0)
+        first, second = (-1, 0, 0, 0), (-1, 0, 0, 0)
         for option in range(3):
             if option == space.start[i] or not on_offer(space.gain, space.penalty, kv_blocks, hidden_blocks, i, option, memory):
                 continue
             w, v, c = change(space.gain, space.penalty, space.start, kv_blocks, hidden_blocks, i, option)
-            if frame.price * w + frame.seat_price * c - v > gap:
+            if frame.price * w - v > gap:
                 continue
             if first[0] < 0:
-                first = (option, w, v, -c * kv_blocks[i], c)
+                first = (option, w, v, -c * kv_blocks[i])
             else:
-                second = (option, w, v, -c * kv_blocks[i], c)
+                second = (option, w, v, -c * kv_blocks[i])
         ways = 1 + int(first[0] >= 0) + int(second[0] >= 0)
         code, side, states, nodes, _, work, best_value, best_tie, best_node, most = search
         search = Search(code, side, states, nodes, heap, work + ways * states, best_value, best_tie, best_node, most)
-        next_loss = space.loss[0] if heap > 0 else np.inf
+        next_loss = min(space.loss[0], frame.later) if heap > 0 else frame.later
         search = _merge(space, i, (first, second), frame, search, next_loss)
     return stopped(search, DONE)

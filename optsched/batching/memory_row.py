@@ -1,6 +1,6 @@
-"""The memory row alone, solved to proven optimality by one compiled call: relaxation, reduced-cost fixing, core.
+"""The memory row alone, made ready to search: the relaxation rounded down, and reduced-cost fixing.
 
-See `optsched.batching.threshold` for the relaxation and `optsched.batching.core` for the search.
+See `optsched.batching.threshold` for the relaxation and `optsched.batching.memory_solver` for the search.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.batching.core import DONE, PAUSED, Frame, Search, change, expand, on_offer
-from optsched.batching.duals import Rows, best_prices, choose
+from optsched.batching.core import DONE, Frame, Search, change, on_offer
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV, UPGRADE
 from optsched.batching.heap import heapify
 from optsched.batching.threshold import Break, find_break, list_elements, quantise
@@ -22,8 +21,7 @@ Array = np.ndarray
 
 ROUNDING = 1e-12  # relative to the relaxation's value
 ROUNDING_QUANTA = 4.0
-TIE_WORK, TIE_WORK_PER_REQUEST = 20_000, 2  # states; less than solving takes at its worst
-FIRST_WORK = 10_000  # states before the relaxation is tightened
+TIE_WORK, TIE_WORK_PER_REQUEST = 4_000, 2  # states; less than solving takes at its worst
 NO_SCALE = -1.0
 
 
@@ -93,7 +91,7 @@ def _find_losses(
     hidden_blocks: Int64[Array, " n"],
     memory: int,
     room: int,
-    prices: tuple[float, float],
+    price: float,
 ) -> tuple[int, int, int, int]:
     """Compute what each request's cheapest deviation loses; return the best single deviation that fits.
 
@@ -102,21 +100,21 @@ def _find_losses(
     tuple
         Its request (-1: none), option, value and tie value.
     """
-    gain, penalty, start, loss, (price, seat_price) = space.gain, space.penalty, space.start, space.loss, prices
+    gain, penalty, start, loss = space.gain, space.penalty, space.start, space.loss
     best, best_option, best_value, best_tie = -1, 0, 0, 0
     for i in range(len(kv_blocks)):
         p, u, m, s, chosen = gain[i], penalty[i], kv_blocks[i], hidden_blocks[i], start[i]
         hidden = s < m and s <= memory and p > u
         kv = p > 0 and m <= memory and not (hidden and u == 0)
-        blocks, value, seat, least = 0, 0, seat_price, np.inf
+        blocks, value, least = 0, 0, np.inf
         if chosen != SKIP:
             blocks, value = (s, p - u) if chosen == TAKE_HIDDEN else (m, p)
-            least, seat = value - price * blocks - seat_price, 0.0
+            least = value - price * blocks
         for option in (TAKE_HIDDEN, TAKE_KV):
             if option == chosen or not (hidden if option == TAKE_HIDDEN else kv):
                 continue
             w, v = (s - blocks, p - u - value) if option == TAKE_HIDDEN else (m - blocks, p - value)
-            least = min(least, price * w + seat - v)
+            least = min(least, price * w - v)
             if 0 <= w <= room and v >= best_value:
                 t = -m if chosen == SKIP else 0
                 if v > best_value or t > best_tie:
@@ -131,7 +129,7 @@ def _fix(
     kv_blocks: Int64[Array, " n"],
     hidden_blocks: Int64[Array, " n"],
     memory: int,
-    prices: tuple[float, float],
+    price: float,
     tie_price: float,
     gap: float,
     tolerance: float,
@@ -158,7 +156,7 @@ def _fix(
             if option == space.start[i] or not on_offer(space.gain, space.penalty, kv_blocks, hidden_blocks, i, option, memory):
                 continue
             w, v, c = change(space.gain, space.penalty, space.start, kv_blocks, hidden_blocks, i, option)
-            lost = prices[0] * w + prices[1] * c - v
+            lost = price * w - v
             if lost > gap:
                 continue
             blocks, divisor = _greatest_divisor(blocks, w), _greatest_divisor(divisor, v)
@@ -179,23 +177,35 @@ def _ready(
     value: int,
 ) -> Setting:
     """Fix the requests whose option is settled, and make the others a heap."""
-    room, price, seats, seat_price, tie_price, _, _, start_blocks, start_tie, ties, tie_work = frame
-    prices = (price, seat_price)
-    tolerance = ROUNDING_QUANTA + ROUNDING * (value + price * room + seat_price * seats)
+    room, price, tie_price, _, _, start_blocks, start_tie, ties, tie_work, _, _, _, _ = frame
+    tolerance = ROUNDING_QUANTA + ROUNDING * (value + price * room)
     best_value, best_tie, best_node = search.best_value, search.best_tie, search.best_node
-    i, option, added, added_tie = _find_losses(space, kv_blocks, hidden_blocks, memory, room, prices)
+    i, option, added, added_tie = _find_losses(space, kv_blocks, hidden_blocks, memory, room, price)
     if i >= 0 and (added > best_value or (added == best_value and added_tie > best_tie)):
         best_value, best_tie, best_node = added, added_tie, 0
         space.parent[0], space.request[0], space.option[0] = -1, i, option
-    most = price * room + seat_price * seats
+    most = price * room
     heap, blocks, divisor, tie_price = _fix(
-        space, kv_blocks, hidden_blocks, memory, prices, tie_price, most - best_value + tolerance, tolerance
+        space, kv_blocks, hidden_blocks, memory, price, tie_price, most - best_value + tolerance, tolerance
     )
-    heapify(space.loss, space.member, heap)
-    space.blocks[0, 0], space.value[0, 0], space.tie[0, 0], space.selected[0, 0], space.node[0, 0] = 0, 0, 0, 0, -1
+    space.blocks[0, 0], space.value[0, 0], space.tie[0, 0], space.node[0, 0] = 0, 0, 0, -1
     room -= room % blocks
-    frame = Frame(room, price, seats, seat_price, tie_price, tolerance, divisor, start_blocks, start_tie, ties, tie_work)
+    frame = Frame(room, price, tie_price, tolerance, divisor, start_blocks, start_tie, ties, tie_work, blocks, 0, -1, np.inf)
     return Setting(frame, Search(DONE, 0, 1, 1, heap, search.work, best_value, best_tie, best_node, most), scale, value)
+
+
+@kernel
+def again(
+    space: Workspace,
+    kv_blocks: Int64[Array, " n"],
+    hidden_blocks: Int64[Array, " n"],
+    memory: int,
+    setting: Setting,
+    search: Search,
+) -> Setting:
+    """Begin a search again that has found a plan, which has been read off: fewer requests are left to deviate."""
+    known = Search(DONE, 0, 0, 0, 0, search.work, search.best_value, search.best_tie, -2, 0.0)
+    return _ready(space, kv_blocks, hidden_blocks, memory, setting.frame, known, setting.scale, setting.start_value)
 
 
 @kernel
@@ -214,7 +224,7 @@ def set_up(
     nothing = Search(DONE, 0, 0, 0, 0, 0, 0, 0, -1, 0.0)
     if scale <= 0.0 or memory < 0:
         space.start[:num] = SKIP
-        return Setting(Frame(0, 0.0, 0, 0.0, 0.0, 0.0, 1, 0, 0, ties, 0), nothing, NO_SCALE if memory < 0 else scale, 0)
+        return Setting(Frame(0, 0.0, 0.0, 0.0, 1, 0, 0, ties, 0, 1, 0, -1, np.inf), nothing, NO_SCALE if memory < 0 else scale, 0)
     elements, total = list_elements(space, kv_blocks, hidden_blocks, memory)
     broken = Break(0.0, elements, elements, memory - total)
     if total > memory:
@@ -222,90 +232,10 @@ def set_up(
     room, tie_price = _round_down(space, num, broken)
     value, tie, _ = plan_worth(space, kv_blocks, space.start)
     tie_work = TIE_WORK + TIE_WORK_PER_REQUEST * num
-    frame = Frame(room, broken.price, 0, 0.0, tie_price, 0.0, 1, memory - room, tie, ties, tie_work)
-    return _ready(space, kv_blocks, hidden_blocks, memory, frame, nothing, scale, value)
-
-
-@kernel
-def _most_requests(space: Workspace, kv_blocks: Int64[Array, " n"], hidden_blocks: Int64[Array, " n"], memory: int) -> int:
-    """Return how many requests fit the memory at most, each with its smaller cache."""
-    e, total = 0, 0.0
-    for i in range(len(kv_blocks)):
-        size = min(kv_blocks[i], hidden_blocks[i]) if space.gain[i] > space.penalty[i] else kv_blocks[i]
-        if space.gain[i] == 0 or size > memory:
-            continue
-        space.density[e], space.weight[e], space.element[e] = -size, size, i
-        total += size
-        e += 1
-    if total <= memory:
-        return e
-    broken = find_break(space, e, float(memory))
-    return int(broken.first + broken.room // -broken.price)
-
-
-@kernel
-def _fill_ties(
-    space: Workspace,
-    kv_blocks: Int64[Array, " n"],
-    hidden_blocks: Int64[Array, " n"],
-    memory: int,
-    prices: tuple[float, float],
-    left: tuple[float, float],
-    tolerance: float,
-) -> tuple[int, int]:
-    """Make deviations that lose nothing part of the start while blocks and seats are left; return what is left then."""
-    room, seats = int(left[0]), int(left[1])
-    gain, penalty, start = space.gain, space.penalty, space.start
-    for i in range(len(kv_blocks)):
-        for option in (TAKE_HIDDEN, TAKE_KV):
-            if option == start[i] or not on_offer(gain, penalty, kv_blocks, hidden_blocks, i, option, memory):
-                continue
-            w, v, c = change(gain, penalty, start, kv_blocks, hidden_blocks, i, option)
-            if 0 <= w <= room and 0 <= c <= seats and prices[0] * w + prices[1] * c - v <= tolerance:
-                start[i], room, seats = option, room - w, seats - c
-    return room, seats
-
-
-@kernel
-def tighten(
-    space: Workspace,
-    kv_blocks: Int64[Array, " n"],
-    hidden_blocks: Int64[Array, " n"],
-    memory: int,
-    setting: Setting,
-    choice: Int8[Array, " n"],
-) -> Setting:
-    """Begin again from the plan found, with a tighter relaxation: no more requests than can fit at all.
-
-    Where pending times are alike, the memory alone lets the relaxation serve a fraction of one more request; that price
-    per seat takes it back (Martello and Toth, "Upper bounds and algorithms for hard 0-1 knapsack problems", Operations
-    Research 45(5), 1997).
-    """
-    most = _most_requests(space, kv_blocks, hidden_blocks, memory)
-    num, frame = len(kv_blocks), setting.frame
-    tokens = space.no_tokens[:num]
-    price, _, seat_price = best_prices(space, Rows(kv_blocks, hidden_blocks, tokens, memory, 0, most))
-    left = choose(space, Rows(kv_blocks, hidden_blocks, tokens, memory, 0, most), (price, 0.0, seat_price))
-    known, known_tie, _ = plan_worth(space, kv_blocks, choice)
-    room, seats = _fill_ties(space, kv_blocks, hidden_blocks, memory, (price, seat_price), (left[0], left[2]), frame.tolerance)
-    value, tie, _ = plan_worth(space, kv_blocks, space.start)
-    work = setting.search.work
-    frame = Frame(room, price, seats, seat_price, np.nan, 0.0, 1, memory - room, tie, frame.ties, frame.tie_work + work)
-    best = Search(DONE, 0, 0, 0, 0, work, known - value, known_tie - tie, -2, 0.0)
-    if room >= 0 and value > known:
-        best = Search(DONE, 0, 0, 0, 0, work, 0, 0, -1, 0.0)
-    return _ready(space, kv_blocks, hidden_blocks, memory, frame, best, setting.scale, value)
-
-
-@kernel
-def read_off(space: Workspace, search: Search, choice: Int8[Array, " n"]) -> None:
-    """Write the best plan into `choice`, unless it is there already."""
-    if search.best_node > -2:
-        choice[:] = space.start[: len(choice)]
-    node = search.best_node
-    while node >= 0:
-        choice[space.request[node]] = space.option[node]
-        node = space.parent[node]
+    frame = Frame(room, broken.price, tie_price, 0.0, 1, memory - room, tie, ties, tie_work, 1, 0, -1, np.inf)
+    setting = _ready(space, kv_blocks, hidden_blocks, memory, frame, nothing, scale, value)
+    heapify(space.loss, space.member, setting.search.heap)
+    return setting
 
 
 @kernel
@@ -320,46 +250,3 @@ def worth(pending_s: Float64[Array, " n"], hidden_penalty_s: Float64[Array, " n"
         lost += (total - added) + term if abs(total) >= abs(term) else (term - added) + total
         total = added
     return total + lost
-
-
-@kernel
-def solve_memory_row(
-    space: Workspace,
-    pending_s: Float64[Array, " n"],
-    kv_blocks: Int64[Array, " n"],
-    hidden_blocks: Int64[Array, " n"],
-    hidden_penalty_s: Float64[Array, " n"],
-    memory: int,
-    ties: bool,
-    work_limit: int,
-    choice: Int8[Array, " n"],
-) -> tuple[Setting, float]:
-    """Solve, or go as far as the workspace and the work limit allow.
-
-    Parameters
-    ----------
-    ties
-        Choose among plans of the same value; see `optsched.batching.core`.
-    work_limit
-        States that may be generated.
-    choice
-        Filled with the best plan found.
-
-    Returns
-    -------
-    tuple
-        The setting with the search as it stands, and the plan's value in seconds.
-    """
-    setting = set_up(space, pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, memory, ties)
-    if setting.scale <= 0.0:
-        choice[:] = SKIP
-        return setting, 0.0
-    search = expand(space, kv_blocks, hidden_blocks, memory, setting.frame, setting.search, min(work_limit, FIRST_WORK))
-    read_off(space, search, choice)
-    if search.code == PAUSED and search.work < work_limit:
-        setting = Setting(setting.frame, search, setting.scale, setting.start_value)
-        setting = tighten(space, kv_blocks, hidden_blocks, memory, setting, choice)
-        search = expand(space, kv_blocks, hidden_blocks, memory, setting.frame, setting.search, work_limit)
-        read_off(space, search, choice)
-    setting = Setting(setting.frame, search, setting.scale, setting.start_value)
-    return setting, worth(pending_s, hidden_penalty_s, choice)

@@ -11,6 +11,8 @@ from optsched.compiled import kernel
 
 Array = np.ndarray
 
+SPAN, COPIES = 4096, 4  # changes of blocks and how many deviations of each the corner relaxation keeps
+
 
 class Workspace(NamedTuple):
     """Room for `n` requests, `s` states and `t` nodes of the trail.
@@ -25,14 +27,17 @@ class Workspace(NamedTuple):
         Marginal gains: gain per block, blocks, and ``4 * request + step``.
     loss, member
         A heap of the requests that may deviate, by what their cheapest deviation loses.
-    blocks, value, tie, selected, node
+    blocks, value, tie, node
         Two generations of states; see `optsched.batching.core`.
     parent, request, option
         The deviation that led to a node, and the node before it.
-    no_tokens
-        Zeros.
     normal, level, held
         Three hyperplanes ``normal . prices = level``: the request (-1: none) and the two options it is indifferent between.
+    rest, place, queue
+        By units left (`SPAN` more): the least loss at which they can be used up, and a queue; see
+        `optsched.batching.corner`.
+    copies, least, deviation
+        By change of blocks (`SPAN` more): how many deviations are kept, their losses, and ``4 * request + option``.
     """
 
     gain: Int64[Array, " n"]
@@ -46,7 +51,6 @@ class Workspace(NamedTuple):
     blocks: Int64[Array, "2 s"]
     value: Int64[Array, "2 s"]
     tie: Int64[Array, "2 s"]
-    selected: Int64[Array, "2 s"]
     node: Int64[Array, "2 s"]
     parent: Int64[Array, " t"]
     request: Int64[Array, " t"]
@@ -54,7 +58,12 @@ class Workspace(NamedTuple):
     normal: Float64[Array, "3 3"]
     level: Float64[Array, " 3"]
     held: Int64[Array, "3 3"]
-    no_tokens: Int64[Array, " n"]
+    rest: Float64[Array, " w"]
+    place: Int64[Array, " w"]
+    queue: Int64[Array, " w"]
+    copies: Int8[Array, " w"]
+    least: Float64[Array, "w 4"]
+    deviation: Int64[Array, "w 4"]
 
 
 @kernel
@@ -74,14 +83,18 @@ def empty_workspace(requests: int, states: int, nodes: int) -> Workspace:
         np.empty((2, states), np.int64),
         np.empty((2, states), np.int64),
         np.empty((2, states), np.int64),
-        np.empty((2, states), np.int64),
         np.empty(nodes, np.int64),
         np.empty(nodes, np.int64),
         np.empty(nodes, np.int8),
         np.empty((3, 3)),
         np.empty(3),
         np.empty((3, 3), np.int64),
-        np.zeros(n, np.int64),
+        np.empty(2 * SPAN + 1),
+        np.empty(2 * SPAN + 1, np.int64),
+        np.empty(2 * SPAN + 1, np.int64),
+        np.empty(2 * SPAN + 1, np.int8),
+        np.empty((2 * SPAN + 1, COPIES)),
+        np.empty((2 * SPAN + 1, COPIES), np.int64),
     )
 
 
@@ -102,19 +115,22 @@ def with_more_states(space: Workspace, side: int, states: int, nodes: int) -> Wo
         np.empty((2, wide), np.int64),
         np.empty((2, wide), np.int64),
         np.empty((2, wide), np.int64),
-        np.empty((2, wide), np.int64),
         np.empty(long, np.int64),
         np.empty(long, np.int64),
         np.empty(long, np.int8),
         space.normal,
         space.level,
         space.held,
-        space.no_tokens,
+        space.rest,
+        space.place,
+        space.queue,
+        space.copies,
+        space.least,
+        space.deviation,
     )
     larger.blocks[side, :states] = space.blocks[side, :states]
     larger.value[side, :states] = space.value[side, :states]
     larger.tie[side, :states] = space.tie[side, :states]
-    larger.selected[side, :states] = space.selected[side, :states]
     larger.node[side, :states] = space.node[side, :states]
     larger.parent[:nodes] = space.parent[:nodes]
     larger.request[:nodes] = space.request[:nodes]

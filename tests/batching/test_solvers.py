@@ -279,7 +279,7 @@ def test_nothing_pending_is_worth_nothing_under_every_row() -> None:
 def test_warming_up_leaves_no_kernel_to_compile() -> None:
     from optsched.batching.core import expand
     from optsched.batching.greedy import select
-    from optsched.batching.memory_row import solve_memory_row
+    from optsched.batching.memory_solver import solve_memory_row
     from optsched.batching.rows import solve_rows
     from optsched.batching.warm_up import warm_up_solvers
 

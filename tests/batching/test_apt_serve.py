@@ -178,6 +178,6 @@ def test_d8_the_papers_pressure_counts_violators_and_ours_does_not() -> None:
     kinds = []
     for exclude in (True, False):
         decision = Decision.empty(10)
-        compose(requests, queue, Counts(0, 10, 0), at, decision, exclude)
+        compose(requests, queue, Counts(0, 10, 0), at, decision, exclude, 0.0)
         kinds.append([int(decision.cache[slot]) if decision.tokens[slot] else 0 for slot in (0, 1)])
     assert kinds == [[HIDDEN, HIDDEN], [KV, 0]]

@@ -126,3 +126,12 @@ def test_parameters_of_another_policy_are_refused() -> None:
         policy_parameters("vllm", {"chunk_tokens": 512})
     with pytest.raises(SpecError, match="must be a non-negative number"):
         policy_parameters("sarathi", {"chunk_tokens": float("nan")})
+
+
+def test_a_violator_regains_its_value_with_the_time_that_it_waits() -> None:
+    """The long overdue first request beats one that is still in time, unless its demotion is for good."""
+    requests = state((0, 100), (0, 100))
+    requests.last_token_s[:] = [0.0, 9.4]
+    assert step("apt-serve-decay", requests, Counts(0, 2, 0), {"half_life_s": 2.0}) == ([100, 0], [0, 0])
+    assert step("apt-serve-decay", requests, Counts(0, 2, 0), {"half_life_s": 1e3}) == ([0, 100], [0, 0])
+    assert step("apt-serve", requests, Counts(0, 2, 0)) == ([0, 100], [0, 0])

@@ -13,8 +13,9 @@ from optsched.errors import SpecError, UnknownNameError
 Array = np.ndarray
 
 POLICIES: dict[str, dict[str, float]] = {
-    "apt-serve": {},
-    "density": {},
+    "apt-serve": {"count_violators": 0.0},
+    "apt-serve-decay": {"count_violators": 0.0, "half_life_s": 10.0},
+    "density": {"count_violators": 0.0},
     "fastgen": {"forward_tokens": 768.0},
     "fcfs-demote": {},
     "random": {"seed": 0.0},

@@ -8,6 +8,8 @@ Gao et al., "Apt-Serve", PACMMOD 3(3) 130, 2025, arXiv 2504.07494, sections 4 an
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Int8, Int64
 
@@ -36,6 +38,22 @@ def violates(requests: Requests, slot: int, engine: Engine) -> bool:
     return pending_s(requests, slot, engine.now_s) > limit
 
 
+class Demotion(NamedTuple):
+    """What violators are worth: the density that they keep at least, and the half-life of their demotion (0: for good)."""
+
+    near_zero: float
+    half_life_s: float
+
+
+@kernel
+def violator_worth(demotion: Demotion, pending: float, overdue: float, blocks: int) -> float:
+    """Return the value of a violator that asks for so many blocks."""
+    least = demotion.near_zero * blocks
+    if demotion.half_life_s <= 0.0:
+        return least
+    return max(least, pending * (1.0 - 0.5 ** (overdue / demotion.half_life_s)))
+
+
 @kernel
 def _urgencies(
     requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, exclude_violators: bool
@@ -62,7 +80,7 @@ def _choose(
     slots: Int64[Array, " n"],
     engine: Engine,
     pressure: int,
-    near_zero: float,
+    demotion: Demotion,
     waiting: bool,
     rows: tuple[int, int, int],
 ) -> Int8[Array, " n"]:
@@ -90,10 +108,11 @@ def _choose(
             hidden[j] = blocks_for(length, HIDDEN, engine.block_tokens, engine.hidden_ratio)
         kv[j], hidden[j] = max(0, kv[j] - paid), max(0, hidden[j] - paid)
         if held == HIDDEN and (waiting or demoted):
-            value[j] = max(value[j] - penalty[j], near_zero * hidden[j])
+            value[j] = max(value[j] - penalty[j], demotion.near_zero * hidden[j])
             kv[j] = hidden[j]
         if demoted:
-            value[j] = near_zero * kv[j]
+            limit = engine.ttft_slo_s if requests.emitted[slot] == 0 else engine.tbt_slo_s
+            value[j] = violator_worth(demotion, value[j], pending_s(requests, slot, engine.now_s) - limit, kv[j])
         if demoted or (waiting and held > 0):
             hidden[j] = kv[j]
         if waiting:  # a prompt longer than the budget goes alone
@@ -115,7 +134,7 @@ def _prefill(
     engine: Engine,
     decision: Decision,
     pressure: int,
-    near_zero: float,
+    demotion: Demotion,
 ) -> int:
     """Admit waiting requests into the free blocks, evicting idle caches as needed; return how many."""
     idle, end = counts.running + counts.waiting, counts.running + counts.waiting + counts.idle
@@ -126,7 +145,7 @@ def _prefill(
     for position in range(idle, end):
         memory += requests.blocks[queue[position]]
     slots = queue[counts.running : idle]
-    choice = _choose(requests, slots, engine, pressure, near_zero, True, (memory, engine.max_batched_tokens, seats))
+    choice = _choose(requests, slots, engine, pressure, demotion, True, (memory, engine.max_batched_tokens, seats))
     admitted, needed = 0, 0
     for j in range(len(slots)):
         if choice[j] == 0:
@@ -174,7 +193,7 @@ def _decode(
     engine: Engine,
     decision: Decision,
     pressure: int,
-    near_zero: float,
+    demotion: Demotion,
 ) -> int:
     """Step the running requests that the knapsack over the pool selects; return how many.
 
@@ -198,7 +217,7 @@ def _decode(
         memory = free
         for slot in slots:
             memory += requests.blocks[slot]
-        choice = _choose(requests, slots, engine, pressure, near_zero, False, (memory, NO_LIMIT, NO_LIMIT))
+        choice = _choose(requests, slots, engine, pressure, demotion, False, (memory, NO_LIMIT, NO_LIMIT))
     scheduled, budget = 0, engine.max_batched_tokens
     for j in range(counts.running):
         slot = slots[j]
@@ -224,6 +243,7 @@ def compose(
     engine: Engine,
     decision: Decision,
     exclude_violators: bool,
+    half_life_s: float,
 ) -> int:
     """Compose the next step; see `decide`.
 
@@ -231,16 +251,19 @@ def compose(
     ----------
     exclude_violators
         Leave violators out of U, as the released code does; the paper counts all waiting and running requests.
+    half_life_s
+        Time in which a violator regains half of its value; 0: it never does.
     """
     leave_all_out(requests, queue, counts, decision)
     running, waiting, pressure, near_zero = _urgencies(requests, queue, counts, engine, exclude_violators)
+    demotion = Demotion(near_zero, half_life_s)
     if counts.running > 0 and running > waiting:
-        return _decode(requests, queue, counts, engine, decision, pressure, near_zero)
-    admitted = _prefill(requests, queue, counts, engine, decision, pressure, near_zero)
+        return _decode(requests, queue, counts, engine, decision, pressure, demotion)
+    admitted = _prefill(requests, queue, counts, engine, decision, pressure, demotion)
     if admitted > 0:
         return admitted
     if counts.running > 0:
-        return _decode(requests, queue, counts, engine, decision, pressure, near_zero)
+        return _decode(requests, queue, counts, engine, decision, pressure, demotion)
     if counts.waiting > 0:
         return _force(requests, queue, counts, engine, decision, engine.free_blocks)
     return 0
@@ -255,8 +278,9 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     free and go, least recently used first, where they are needed; no watermark), the token budget and the sequences;
     prompts are prefilled whole, and one longer than the budget goes alone. A decode selects among all running requests
     under the pool less the caches of waiting and idle requests. Violators are worth next to nothing, and U leaves them
-    out. With nothing running, the first waiting request is served even if nothing was worth selecting, at the cost of
-    idle and then waiting caches. An evicted request is never scheduled in the same step.
+    out unless the parameter ``count_violators`` is 1 (the paper's text counts them, the released code does not). With
+    nothing running, the first waiting request is served even if nothing was worth selecting, at the cost of idle and then
+    waiting caches. An evicted request is never scheduled in the same step.
 
     Parameters
     ----------
@@ -270,4 +294,4 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     int
         Number of scheduled requests.
     """
-    return compose(requests, queue, counts, engine, decision, True)
+    return compose(requests, queue, counts, engine, decision, engine.parameters[0] == 0.0, 0.0)

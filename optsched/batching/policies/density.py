@@ -36,4 +36,4 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
         engine.max_batched_tokens, engine.max_sequences, 0.0, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s,
         engine.parameters,
     )  # fmt: skip
-    return compose(requests, queue, counts, plain, decision, True)
+    return compose(requests, queue, counts, plain, decision, engine.parameters[0] == 0.0, 0.0)

@@ -12,10 +12,9 @@ from jaxtyping import Float64, Int8, Int64
 from optsched.batching.core import DONE, FULL, PAUSED, TIES_OPEN, expand
 from optsched.batching.duals import Rows
 from optsched.batching.greedy import NO_LIMIT, select
-from optsched.batching.memory_row import Setting, worth
-from optsched.batching.memory_solver import FIRST_WORK, read_off, solve_memory_row
+from optsched.batching.memory_row import Setting, read_off, solve_memory_row, worth
 from optsched.batching.problem import BatchProblem
-from optsched.batching.rows import empty_deviations, solve_rows
+from optsched.batching.rows import empty_rows_space, solve_rows
 from optsched.batching.solved import Status
 from optsched.batching.workspace import empty_workspace, with_more_states
 from optsched.errors import ProblemError, UnknownNameError
@@ -25,8 +24,8 @@ Ties = Literal["free-largest", "any"]
 
 STATES, NODES = 1 << 16, 1 << 17  # room at first; a hard problem makes it grow
 WORK_LIMIT = 50_000_000  # states; about half a second
-ROWS_WORK_LIMIT = 150_000  # branches; a few milliseconds
-MEMORY_FIRST = 100_000  # states for the memory row alone, where there are others
+ROWS_WORK_LIMIT = 75_000  # states; a few milliseconds
+MEMORY_FIRST = 10_000  # states for the memory row alone, where there are others
 WORK_BETWEEN_CLOCK_READINGS = 1_000_000
 
 
@@ -75,7 +74,7 @@ class BatchSolver:
     Notes
     -----
     The work runs in compiled code without the GIL. Calls on one instance from several threads take turns; give each thread
-    its own instance to run them at once. The buffers take about 100 bytes per request and 10 MB; hard problems make them
+    its own instance to run them at once. The buffers take about 300 bytes per request and 20 MB; hard problems make them
     grow.
 
     Examples
@@ -96,7 +95,7 @@ class BatchSolver:
         self.capacity = capacity
         self._ties = ties == "free-largest"
         self._space = empty_workspace(capacity, STATES, NODES)
-        self._deviations = empty_deviations()
+        self._rows_space = empty_rows_space(capacity)
         self._no_tokens = np.zeros(capacity, np.int64)
         self._lock = Lock()
 
@@ -182,7 +181,7 @@ class BatchSolver:
         """Solve the memory row; return what stopped it, the bound, the value, and quanta per second."""
         started, most = perf_counter(), WORK_LIMIT if work_limit is None else work_limit
         pause = min(most, WORK_BETWEEN_CLOCK_READINGS)
-        setting, value = solve_memory_row(self._space, p, m, s, u, memory, self._ties, pause, FIRST_WORK, out)
+        setting, value = solve_memory_row(self._space, p, m, s, u, memory, self._ties, pause, out)
         setting = Setting(*setting)
         frame, search, limit = setting.frame, setting.search, None
         if search.code == DONE:
@@ -218,7 +217,7 @@ class BatchSolver:
         started, most = perf_counter(), ROWS_WORK_LIMIT if work_limit is None else work_limit
         allowed = min(most, ROWS_WORK_LIMIT)
         while True:  # each attempt starts from the plan of the one before
-            proven, value, bound = solve_rows(self._space, self._deviations, p, u, rows, allowed, out)
+            proven, value, bound = solve_rows(self._space, self._rows_space, p, u, rows, allowed, out)
             if proven or allowed >= most:
                 return None if proven else "work", bound, value
             if time_limit_s is not None and perf_counter() - started >= time_limit_s:

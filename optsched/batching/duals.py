@@ -8,6 +8,9 @@ along the edge that drops a hyperplane whose multiplier shows that L still falls
 by weighted selection among the requests' indifference points: a dual simplex method with long steps. Any prices bound, so
 stopping early costs tightness, never validity.
 
+Where many requests are indifferent at the same prices (even sizes, equal waiting times), most steps would lead nowhere. So the
+descent runs on gains that differ from the true ones by random 6e-8 at most, and the hyperplanes it ends at are put back.
+
 References
 ----------
 Maros, "Computational Techniques of the Simplex Method", Kluwer 2003, chapter 10 (bound-flipping ratio test).
@@ -28,6 +31,7 @@ from optsched.compiled import kernel
 Array = np.ndarray
 
 MOST_PIVOTS = 80
+PERTURBATION = 2.0**-34  # relative; a request's is up to 1,023 times this
 NO_REQUEST = -1
 SLACK = 1e-9
 END = 1e300
@@ -241,11 +245,8 @@ def _rebase(space: Workspace, rows: Rows, left: tuple[float, float, float]) -> b
 
 
 @kernel
-def best_prices(space: Workspace, rows: Rows) -> tuple[float, float, float]:
-    """Return optimal prices of blocks, tokens and sequences in quanta, or nearly so; `start` is what they make best.
-
-    The gains must have been quantised.
-    """
+def _descend(space: Workspace, rows: Rows) -> None:
+    """Go from vertex to vertex while L falls."""
     space.normal[:], space.level[:], space.held[:] = 0.0, 0.0, NO_REQUEST
     for k in range(3):
         space.normal[k, k] = 1.0
@@ -284,4 +285,30 @@ def best_prices(space: Workspace, rows: Rows) -> tuple[float, float, float]:
         else:
             _hold(space, rows, drop, code)
         prices = _vertex(space)
-    return prices
+
+
+@kernel
+def _perturb(space: Workspace, num: int) -> None:
+    """Keep gains and penalties in `member` and `loss`, and make them larger by up to a share `PERTURBATION` of each."""
+    for i in range(num):
+        gain, penalty = space.gain[i], space.penalty[i]
+        space.member[i], space.loss[i] = gain, penalty
+        space.gain[i] = gain + np.int64(gain * PERTURBATION * ((i * 2654435761 >> 9) & 1023))
+        space.penalty[i] = penalty + np.int64(penalty * PERTURBATION * ((i * 2246822519 >> 11) & 1023))
+
+
+@kernel
+def best_prices(space: Workspace, rows: Rows) -> tuple[float, float, float]:
+    """Return optimal prices of blocks, tokens and sequences in quanta, or nearly so.
+
+    The gains must have been quantised. Overwrites `start`, `member`, `loss` and the lists of marginal gains.
+    """
+    num = len(rows.kv_blocks)
+    _perturb(space, num)
+    _descend(space, rows)
+    for i in range(num):
+        space.gain[i], space.penalty[i] = space.member[i], np.int64(space.loss[i])
+    for k in range(3):
+        if space.held[k, 0] != NO_REQUEST:
+            _hold(space, rows, k, 16 * space.held[k, 0] + 4 * space.held[k, 1] + space.held[k, 2])
+    return _vertex(space)

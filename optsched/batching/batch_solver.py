@@ -12,7 +12,8 @@ from jaxtyping import Float64, Int8, Int64
 from optsched.batching.core import DONE, FULL, PAUSED, TIES_OPEN, expand
 from optsched.batching.duals import Rows
 from optsched.batching.greedy import NO_LIMIT, select
-from optsched.batching.memory_row import Setting, read_off, solve_memory_row, worth
+from optsched.batching.memory_row import Setting, worth
+from optsched.batching.memory_solver import FIRST_WORK, read_off, solve_memory_row
 from optsched.batching.problem import BatchProblem
 from optsched.batching.rows import empty_rows_space, solve_rows
 from optsched.batching.solved import Status
@@ -181,7 +182,7 @@ class BatchSolver:
         """Solve the memory row; return what stopped it, the bound, the value, and quanta per second."""
         started, most = perf_counter(), WORK_LIMIT if work_limit is None else work_limit
         pause = min(most, WORK_BETWEEN_CLOCK_READINGS)
-        setting, value = solve_memory_row(self._space, p, m, s, u, memory, self._ties, pause, out)
+        setting, value = solve_memory_row(self._space, p, m, s, u, memory, self._ties, pause, FIRST_WORK, out)
         setting = Setting(*setting)
         frame, search, limit = setting.frame, setting.search, None
         if search.code == DONE:

@@ -112,21 +112,30 @@ def exchange_s(
 
     Notes
     -----
-    Small messages take ``l + t (1 - exp(-(g - f) n / (t B))) + f n / B`` with l = hops x latency, t = two-shot hops x latency
-    and B = bandwidth x the link's: with growing n it turns from one exchange of everything, ``l + g n / B``, to two of
-    shards, ``l + t + f n / B``. Large ones take ``L + f n / B' + 2 ramp sqrt(L f n / B')``, a ring whose pieces are chosen as
-    well as can be for the size (ramp = 1). Around `switch_bytes` the time passes from the one to the other geometrically.
-    Never slower with more bandwidth.
+    Small messages take ``s(n) = l + t (1 - exp(-(g - f) n / (t B))) + f n / B`` with l = hops x latency, t = two-shot hops x
+    latency and B = bandwidth x the link's: with growing n it turns from one exchange of everything, ``l + g n / B``, to two
+    of shards, ``l + t + f n / B``. Large ones take ``r(n) = L + f n / B' + 2 ramp sqrt(L f n / B')``, a ring whose pieces are
+    chosen as well as can be for the size (ramp = 1). An engine passes from the one to the other at a size N:
+    ``s(min(n, N)) + w max(r(n) - s(N), 0)`` with ``w = 1 / (1 + (N / n)^8)`` and smooth minimum and maximum. That never falls
+    with n, and never rises with the bandwidth or falls with the latency.
     """
-    rate, ring_rate = bytes_per_s * law.bandwidth, bytes_per_s * law.ring_bandwidth
     size = jnp.maximum(num_bytes, 1.0)
-    sync_s = law.two_shot_hops * latency_s + _TICK_S
-    spared = -jnp.expm1(-(one_shot_share - share) * size / (rate * sync_s))
-    small = law.hops * latency_s + sync_s * spared + share * size / rate + _TICK_S
-    start_s, sending_s = law.ring_hops * latency_s + _TICK_S, share * size / ring_rate + _TICK_S
-    large = start_s + sending_s + 2.0 * law.ring_ramp * jnp.sqrt(start_s * sending_s)
     weight = jax.nn.sigmoid(SWITCH_SHARPNESS * jnp.log(size / law.switch_bytes))
-    return jnp.exp((1.0 - weight) * jnp.log(small) + weight * jnp.log(large))
+    # n / (1 + (n / N)^8)^(1/8), without powers that overflow.
+    least = size * jnp.exp(jax.nn.log_sigmoid(-SWITCH_SHARPNESS * jnp.log(size / law.switch_bytes)) / SWITCH_SHARPNESS)
+    small, most = (_small_s(law, bytes_per_s, latency_s, each, share, one_shot_share) for each in (least, law.switch_bytes))
+    start_s, sending_s = law.ring_hops * latency_s + _TICK_S, share * size / (bytes_per_s * law.ring_bandwidth) + _TICK_S
+    large = start_s + sending_s + 2.0 * law.ring_ramp * jnp.sqrt(start_s * sending_s)
+    excess = large - most
+    return small + weight * 0.5 * (excess + jnp.sqrt(excess**2 + (1e-3 * most) ** 2))
+
+
+def _small_s(
+    law: ExchangeParameters, bytes_per_s: Scalar, latency_s: Scalar, size: Scalar, share: Scalar, one_shot_share: Scalar
+) -> Scalar:
+    rate, sync_s = bytes_per_s * law.bandwidth, law.two_shot_hops * latency_s + _TICK_S
+    spared = -jnp.expm1(-(one_shot_share - share) * size / (rate * sync_s))
+    return law.hops * latency_s + sync_s * spared + share * size / rate + _TICK_S
 
 
 def all_reduce_bytes(num_bytes: Scalar, gpus: Scalar) -> Scalar:

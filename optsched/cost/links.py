@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from optsched.domain.collective_law import ExchangeLaw
 from optsched.domain.hardware import Link
 from optsched.domain.llm import Llm
 
@@ -25,6 +26,17 @@ class TransferLaw:
         return tokens * self.joules_per_token
 
 
+def achieved(link: Link) -> tuple[float, float]:
+    """Return the latency in seconds and the bytes per second of long messages over a link.
+
+    Notes
+    -----
+    Those of its measured sends, where there are some (`optsched.domain.collective_law.ExchangeLaw`); else as published.
+    """
+    law = link.collectives.send if link.collectives else ExchangeLaw()
+    return link.latency_s * law.ring_hops, link.bytes_per_s * law.ring_bandwidth
+
+
 def transfer_law(link: Link, llm: Llm, *, hidden: bool = False) -> TransferLaw:
     """Return the law of moving an llm's cache over a link.
 
@@ -38,4 +50,5 @@ def transfer_law(link: Link, llm: Llm, *, hidden: bool = False) -> TransferLaw:
         Whether the hidden cache moves instead of K and V.
     """
     per_token = llm.hidden_bytes_per_token if hidden else llm.kv_bytes_per_token
-    return TransferLaw(link.latency_s, per_token / link.bytes_per_s, per_token * link.joules_per_byte)
+    latency_s, bytes_per_s = achieved(link)
+    return TransferLaw(latency_s, per_token / bytes_per_s, per_token * link.joules_per_byte)

@@ -27,7 +27,7 @@ class ExchangeLaw(Frozen):
         Of large messages: latency, share of the bandwidth, and how much of the pipeline's fill and drain shows (0: none;
         1: that of the best piece size).
     switch_bytes
-        Size at which an engine passes from the one to the other.
+        Size at which an engine passes from the one to the other; the default is never reached.
     fit
         Where the numbers come from; None: assumed.
     """
@@ -38,7 +38,7 @@ class ExchangeLaw(Frozen):
     ring_hops: float = Field(default=1.0, ge=0)
     ring_ramp: float = Field(default=0.0, ge=0)
     ring_bandwidth: float = Field(default=1.0, gt=0, le=2)
-    switch_bytes: Bytes = Field(default=8388608.0, gt=0)
+    switch_bytes: Bytes = Field(default=1e15, gt=0)
     fit: Fit | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optsched import catalog
+from optsched.cost.links import achieved
 from optsched.cost.memory import kv_token_budget
 from optsched.cost.tables import origin, step_law
 from optsched.domain.hardware import Tier
@@ -89,15 +90,17 @@ def make_replicas(llm: Llm, fleet: Sequence[FleetEntry], block_tokens: int) -> t
 def make_links(scenario: Scenario, replicas: Sequence[PlanReplica]) -> tuple[PlanLink, ...]:
     """Return the links from every replica that prefills to every other that decodes.
 
-    The link is the scenario's ``transfer_link``, else the supply's ``link``, else the interconnect of the source's gpu.
+    The link is the scenario's ``transfer_link``, else the supply's ``link``, else the interconnect of the source's gpu, at
+    the rate that long messages reach.
     """
     joined: list[PlanLink] = []
     for source in replicas:
         name = scenario.transfer_link or scenario.supply[source.gpu].link or catalog.gpu(source.gpu).datasheet.interconnect
         link = catalog.link(name)
+        latency_s, bytes_per_s = achieved(link)
         joined.extend(
             PlanLink(
-                source=source.id, target=target.id, latency_s=link.latency_s, bytes_per_s=link.bytes_per_s,
+                source=source.id, target=target.id, latency_s=latency_s, bytes_per_s=bytes_per_s,
                 joules_per_byte=link.joules_per_byte,
             )
             for target in replicas

@@ -161,7 +161,7 @@ class DecodeAttention(Operation):
 
 
 class Experts(Operation):
-    """The routed experts of one layer."""
+    """The routed experts of one layer; time is that of the busiest GPU, work that of the mean one."""
 
     tokens: Scalar
     hidden_size: Scalar
@@ -169,30 +169,40 @@ class Experts(Operation):
     num_experts: Scalar
     experts_per_token: Scalar
     groups: Scalar
+    load_cv: Scalar
     matrices: Scalar
     weight_bytes: Scalar
     activation_bytes: Scalar
 
+    @property
+    def rows(self) -> Scalar:
+        """Pairs of a token and an expert on the mean GPU."""
+        return self.tokens * self.experts_per_token / self.groups
+
+    @property
+    def touched(self) -> Scalar:
+        """Experts of one GPU that are visited."""
+        return experts.touched_experts(self.tokens, self.num_experts, self.experts_per_token, self.groups, self.load_cv)
+
     def once_s(self, tier: TierParameters) -> Scalar:
         """Return the time of one of them in seconds."""
+        busiest = self.rows * experts.busiest_load(self.num_experts, self.groups, self.load_cv)
         return experts.experts_s(
-            tier.experts, tier.card, self.tokens, self.hidden_size, self.expert_size, self.num_experts,
-            self.experts_per_token, self.groups, self.matrices, self.weight_bytes, self.activation_bytes,
+            tier.experts, tier.card, self.tokens, busiest, self.touched, busiest, self.hidden_size, self.expert_size,
+            self.matrices, self.weight_bytes, self.activation_bytes,
         )  # fmt: skip
 
     @property
     def once_flops(self) -> Scalar:
         """FLOPs of one of them."""
-        return experts.experts_flops(
-            self.tokens, self.hidden_size, self.expert_size, self.experts_per_token, self.groups, self.matrices
-        )
+        return experts.experts_flops(self.rows, self.hidden_size, self.expert_size, self.matrices)
 
     @property
     def once_bytes(self) -> Scalar:
         """Bytes that one of them moves."""
         return experts.experts_bytes(
-            self.tokens, self.hidden_size, self.expert_size, self.num_experts, self.experts_per_token, self.groups,
-            self.matrices, self.weight_bytes, self.activation_bytes,
+            self.rows, self.touched, self.hidden_size, self.expert_size, self.matrices, self.weight_bytes,
+            self.activation_bytes,
         )  # fmt: skip
 
 

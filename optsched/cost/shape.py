@@ -117,6 +117,7 @@ class LlmShape(eqx.Module):
     num_experts: Scalar
     experts_per_token: Scalar
     expert_size: Scalar
+    load_cv: Scalar
     shared_size: Scalar
     local_elements: Scalar
     shared_elements: Scalar
@@ -157,6 +158,7 @@ class LlmShape(eqx.Module):
             "num_experts": moe.num_experts if moe else 1,
             "experts_per_token": moe.experts_per_token if moe else 1,
             "expert_size": moe.expert_size if moe else 1,
+            "load_cv": moe.load_cv if moe else 0,
             "shared_size": moe.num_shared * moe.expert_size if moe else 0,
             "local_elements": local,
             # Two norms, each with the residual addition: read x and the residual, write both.

@@ -166,6 +166,7 @@ def _feed_forward(s: LlmShape, f: StepFeatures) -> dict[str, Operation]:
             num_experts=s.num_experts,
             experts_per_token=s.experts_per_token,
             groups=s.expert_groups,
+            load_cv=s.load_cv,
             matrices=s.ffn_matrices,
             weight_bytes=s.weight_bytes,
             activation_bytes=s.activation_bytes,

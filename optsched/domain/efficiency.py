@@ -10,6 +10,7 @@ from pydantic import Field
 from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import NEAREST_DTYPES, Dtype
 from optsched.domain.elementwise_law import ElementwiseLaw
+from optsched.domain.experts_law import ExpertsLaw
 from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
 from optsched.domain.gemm_law import GemmLaw
@@ -55,29 +56,6 @@ class DecodeAttentionLaw(Frozen):
     compute: float = Field(default=0.4, gt=0, le=1)
     memory: float = Field(default=0.8, gt=0, le=1)
     launch_s: Seconds = 1e-6
-    fit: Fit | None = None
-
-
-class ExpertsLaw(Frozen):
-    """Routed experts: one grouped matrix product.
-
-    Attributes
-    ----------
-    compute, memory
-        Shares of the peaks that many rows per expert reach.
-    half_rows
-        Rows per expert at which half of `compute` is reached.
-    imbalance
-        Load of the busiest GPU over the mean, less one, where GPUs hold whole experts.
-    launch_s
-        Time of a kernel that has nothing to do.
-    """
-
-    compute: float = Field(default=0.6, gt=0, le=1)
-    memory: float = Field(default=0.75, gt=0, le=1)
-    half_rows: float = Field(default=64.0, gt=0)
-    imbalance: float = Field(default=0.2, ge=0)
-    launch_s: Seconds = 2e-6
     fit: Fit | None = None
 
 
@@ -171,8 +149,5 @@ class Efficiency(Frozen):
         return nearest_law(self.decode_attention, dtype, DecodeAttentionLaw())
 
     def experts_law(self, dtype: Dtype) -> ExpertsLaw:
-        """Return the law of routed experts with weights of a data type; without one, as its matrix products."""
-        if not self.experts and self.gemm:
-            like = self.gemm_law(dtype)
-            return ExpertsLaw(compute=like.compute, memory=like.memory, half_rows=like.half_rows, launch_s=like.launch_s)
+        """Return the law of routed experts with weights of a data type."""
         return nearest_law(self.experts, dtype, ExpertsLaw())

@@ -79,6 +79,7 @@ def test_hidden_rebuild_of_grouped_queries_projects_onto_the_kv_heads_only() -> 
 def test_distinct_experts_read_lie_between_those_of_one_token_and_all(tokens: int) -> None:
     llm = catalog.llm("qwen3-30b-a3b")
     assert llm.moe is not None
+    llm = llm.replace(moe=llm.moe.replace(load_cv=0.0))
     found = operations_of(llm, Layout(), prefill_tokens=float(tokens))
     experts, router = found["experts"], found["router"]
     one, every = 8 * llm.expert_params, 128 * llm.expert_params
@@ -86,7 +87,7 @@ def test_distinct_experts_read_lie_between_those_of_one_token_and_all(tokens: in
     weights = float(experts.bytes) / 48 - 2 * widths
     assert 2 * one * (1 - 1e-9) <= weights <= 2 * every * (1 + 1e-9)
     expected = 128 * (1 - (1 - 8 / 128) ** tokens) * llm.expert_params
-    assert weights == pytest.approx(2 * expected, rel=1e-9)
+    assert weights == pytest.approx(2 * expected, rel=1e-6)
     assert float(experts.flops) == pytest.approx(48 * 2 * tokens * 8 * llm.expert_params, rel=1e-12)
     assert float(router.flops) == pytest.approx(48 * 2 * tokens * 2048 * 128, rel=1e-12)
 

@@ -1,0 +1,58 @@
+"""The section of docs/accuracy.md on routed experts: the shipped laws of gpus against published measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from calibrate_experts import GPUS, experts_rows
+from errors import HEADER, figures, mape, parts, scatter
+from jaxtyping import Float64
+
+from optsched import catalog
+from optsched.cost.experts import ExpertsParameters
+from optsched.cost.experts_fit import experts_split, predicted_s, shapes
+from optsched.cost.precision import double_precision, scalar
+from optsched.cost.roofline import Card
+from optsched.cost.tier import peak_flops_per_s
+from optsched.domain.dtypes import DTYPE_BYTES
+from optsched.domain.experts_law import ExpertsLaw
+from optsched.profiles.experts import ExpertRows
+
+ROOT = Path(__file__).resolve().parents[2]
+# What is left of the law without measurements: the larger of compute and reading the weights, at the datasheet's rates.
+DATASHEET = ExpertsLaw(
+    compute=1.0, memory=1.0, half_rows=1e-9, half_width=1e-9, order=20.0, passes=1e-9, launch_s=0.0, routing_s=0.0
+)
+
+
+@double_precision
+def times(law: ExpertsLaw, name: str, rows: ExpertRows) -> Float64[np.ndarray, " N"]:
+    """Return what a law predicts for a gpu's measured layers."""
+    tier = catalog.tier(name)
+    card = Card(scalar(peak_flops_per_s(tier, rows.dtype)), scalar(tier.gpu.datasheet.memory_bytes_per_s), scalar(1.0))
+    return np.asarray(predicted_s(ExpertsParameters.of(law), card, shapes(rows), DTYPE_BYTES[rows.dtype]))
+
+
+def tables() -> tuple[list[str], list[list[str]], list[list[str]], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return the table's header and rows, the rows left out, and what to plot."""
+    table, left_out, plotted = [], [], {}
+    for name, measured in GPUS.items():
+        for dtype in measured.dtypes:
+            rows = experts_rows(name, dtype)
+            found, plain = times(catalog.gpu(name).efficiency.experts[dtype], name, rows), times(DATASHEET, name, rows)
+            divided = experts_split(rows)
+            masks = {"training": divided.train, "held-out shapes": divided.heldout_shapes, "held-out llm": divided.heldout_llms}
+            for part, mask in parts(masks, rows.seconds).items():
+                if mask.any():
+                    cells = figures(found[mask], rows.seconds[mask])
+                    table.append([name, dtype, part, *cells, mape(plain[mask], rows.seconds[mask])])
+            left_out += [[name, dtype, reason, f"{count:,}"] for reason, count in rows.left_out.items()]
+            if dtype == "bf16":
+                plotted[name] = (found, rows.seconds)
+    return ["tier", "weights", "part", *HEADER, "datasheet, same rows"], table, left_out, plotted
+
+
+def draw(plotted: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw the layers with 16-bit weights."""
+    scatter(ROOT / "docs" / "accuracy" / "experts.svg", "routed experts, bf16", plotted)

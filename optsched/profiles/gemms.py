@@ -1,0 +1,135 @@
+"""Durations of matrix products and of passes over memory, as other people measured them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Shaped
+
+from optsched.domain.dtypes import Dtype
+
+_WINDOW = 5  # neighbours that an odd row is held against
+_ODD = 1.5  # a row is odd if it takes this many times as long as the larger ones after it, or as little of the smaller ones
+
+
+@dataclass(frozen=True, slots=True)
+class GemmRows:
+    """Matrix products of weights of one data type.
+
+    Attributes
+    ----------
+    rows, inner, outer
+        M, K and N of a product on one GPU.
+    seconds
+        Duration of one product.
+    llm
+        Whose product it is, as the source names the llm; empty in sweeps over shapes.
+    dtype
+        Data type of the weights.
+    source
+        Where the rows were published.
+    left_out
+        Rows of the files that are not here, by the reason.
+    """
+
+    rows: Int64[np.ndarray, " S"]
+    inner: Int64[np.ndarray, " S"]
+    outer: Int64[np.ndarray, " S"]
+    seconds: Float64[np.ndarray, " S"]
+    llm: Shaped[np.ndarray, " S"]
+    dtype: Dtype
+    source: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.seconds)
+
+    def where(self, chosen: Bool[np.ndarray, " S"], reason: str = "") -> GemmRows:
+        """Return the chosen rows; with a reason, the others are counted as left out for it."""
+        dropped = int(len(self) - chosen.sum())
+        left_out = {**self.left_out, reason: dropped} if reason and dropped else self.left_out
+        columns = {name: getattr(self, name)[chosen] for name in ("rows", "inner", "outer", "seconds", "llm")}
+        return GemmRows(**columns, dtype=self.dtype, source=self.source, left_out=left_out)
+
+    def keys(self) -> Int64[np.ndarray, "S 2"]:
+        """Return the weights' shape (K, N) of each row: rows of all M share their fate in a split."""
+        return np.stack([self.inner, self.outer], axis=1)
+
+    def in_order(self) -> GemmRows:
+        """Return the rows whose time is in keeping with those of the same weights and a few rows less or more.
+
+        Notes
+        -----
+        A row is left out if it takes over 1.5 times the median of the next five larger M, or under 1 / 1.5 of the median of
+        the five smaller M before it. No law is asked, so the rule favours none.
+        """
+        order = np.lexsort((self.rows, self.outer, self.inner))
+        shapes = self.keys()[order]
+        bounds = np.flatnonzero(np.r_[True, np.any(shapes[1:] != shapes[:-1], axis=1), True])
+        kept = np.ones(len(self), dtype=bool)
+        for first, last in pairwise(bounds.tolist()):
+            kept[order[first:last]] = _in_order(self.seconds[order[first:last]])
+        return self.where(kept, "out of order with smaller and larger products of the same weights by over 1.5 times")
+
+
+def _in_order(seconds: Float64[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
+    later = _medians_of_next(seconds)
+    earlier = _medians_of_next(seconds[::-1])[::-1]
+    return ~((seconds > _ODD * later) | (seconds * _ODD < earlier))
+
+
+def _medians_of_next(seconds: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " M"]:
+    """Return the median of up to five values after each; NaN, which compares false, after the last."""
+    padded = np.concatenate([seconds[1:], np.full(_WINDOW, np.nan)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[: len(seconds)]
+    return np.array([np.median(window[~np.isnan(window)]) if not np.isnan(window[0]) else np.nan for window in windows])
+
+
+@dataclass(frozen=True, slots=True)
+class PassRows:
+    """Kernels that pass over memory: norms, rotations, activations.
+
+    Attributes
+    ----------
+    kernel
+        Which, in the source's words.
+    tokens
+        Tokens that it handled.
+    moved_bytes
+        Bytes that it has to read and write.
+    seconds
+        Duration of one kernel.
+    llm
+        Whose layer it is, as the source names the llm.
+    source
+        Where the rows were published.
+    left_out
+        Rows of the files that are not here, by the reason.
+    """
+
+    kernel: Shaped[np.ndarray, " S"]
+    tokens: Int64[np.ndarray, " S"]
+    moved_bytes: Float64[np.ndarray, " S"]
+    seconds: Float64[np.ndarray, " S"]
+    llm: Shaped[np.ndarray, " S"]
+    source: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.seconds)
+
+
+def joined_passes(parts: Sequence[PassRows]) -> PassRows:
+    """Return the rows of several sources, at least one, as one."""
+    left_out: dict[str, int] = {}
+    for part in parts:
+        for reason, count in part.left_out.items():
+            left_out[reason] = left_out.get(reason, 0) + count
+    names = ("kernel", "tokens", "moved_bytes", "seconds", "llm")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return PassRows(**columns, source="; ".join(dict.fromkeys(part.source for part in parts)), left_out=left_out)

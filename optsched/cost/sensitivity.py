@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+from dataclasses import fields
+
 import jax
 import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
 from optsched.cost.precision import Scalar, double_precision
+from optsched.cost.roofline import LawParameters
+from optsched.cost.roofline import LawParameters
 from optsched.cost.shape import LlmShape
 from optsched.cost.step import step_time
 from optsched.cost.tier import TierParameters
@@ -48,9 +54,14 @@ def elasticities(tier: TierParameters, shape: LlmShape, features: StepFeatures) 
     -------
     dict
         -0.8 for ``memory_bytes_per_s`` means: 10 % more bandwidth saves about 8 % of the time. ``launch_s`` is that of all
-        kernels together.
+        kernels together, walks and other times that their laws count included.
     """
     gradient = _gradient(tier, shape, features.rows())
     found = {name: float(getattr(gradient, name)) * float(getattr(tier, name)) for name in FIELDS}
-    launches = (float(getattr(gradient, name).launch_s) * float(getattr(tier, name).launch_s) for name in LAUNCHED)
-    return {**found, "launch_s": sum(launches)}
+    return {**found, "launch_s": sum(_times(getattr(gradient, name), getattr(tier, name)) for name in LAUNCHED)}
+
+
+def _times(gradient: LawParameters, law: LawParameters) -> float:
+    """Return the elasticity of all times of a law together."""
+    names = [field.name for field in fields(law) if field.name.endswith("_s")]
+    return sum(float(getattr(gradient, name)) * float(getattr(law, name)) for name in names)

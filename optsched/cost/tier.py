@@ -146,6 +146,7 @@ class TierParameters(eqx.Module):
         sheet, achieved = tier.gpu.datasheet, tier.gpu.efficiency
         overheads = achieved.overheads(engine)
         peak = peak_flops_per_s(tier, llm.dtype)
+        latent = llm.mla is not None
         # A replica of one GPU sends nothing, so any positive bandwidth serves; so for one node and the network.
         near = (link.bytes_per_s, link.latency_s, link.joules_per_byte) if link else (sheet.memory_bytes_per_s, 0.0, 0.0)
         far = (network.bytes_per_s, network.latency_s) if network else near[:2]
@@ -154,8 +155,8 @@ class TierParameters(eqx.Module):
             wide_rate=scalar(peak_flops_per_s(tier, activation_dtype(llm)) / peak),
             memory_bytes_per_s=scalar(sheet.memory_bytes_per_s),
             gemm=GemmParameters.of(achieved.gemm_law(llm.dtype)),
-            prefill_attention=PrefillAttentionParameters.of(achieved.prefill_attention_law(llm.cache_dtype)),
-            decode_attention=DecodeAttentionParameters.of(achieved.decode_attention_law(llm.cache_dtype)),
+            prefill_attention=PrefillAttentionParameters.of(achieved.prefill_attention_law(llm.cache_dtype, latent=latent)),
+            decode_attention=DecodeAttentionParameters.of(achieved.decode_attention_law(llm.cache_dtype, latent=latent)),
             experts=ExpertsParameters.of(achieved.experts_law(llm.dtype)),
             elementwise=ElementwiseParameters.of(achieved.elementwise),
             collectives=CollectiveParameters.of(

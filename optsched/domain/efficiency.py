@@ -7,11 +7,11 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from optsched.domain.attention_law import DecodeAttentionLaw, PrefillAttentionLaw
 from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import NEAREST_DTYPES, Dtype
 from optsched.domain.elementwise_law import ElementwiseLaw
 from optsched.domain.experts_law import ExpertsLaw
-from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
 from optsched.domain.gemm_law import GemmLaw
 from optsched.domain.overheads import Overheads
@@ -20,43 +20,6 @@ from optsched.errors import UnknownNameError
 from optsched.units import Bytes, Seconds, Watts
 
 Origin = Literal["assumed", "fitted"]
-
-
-class PrefillAttentionLaw(Frozen):
-    """Attention of new tokens: compute-bound where prompts are long.
-
-    Attributes
-    ----------
-    compute, memory
-        Shares of the peaks that long prompts reach.
-    half_tokens
-        New tokens at which half of `compute` is reached.
-    launch_s
-        Time of a kernel that has nothing to do.
-    """
-
-    compute: float = Field(default=0.4, gt=0, le=1)
-    memory: float = Field(default=0.8, gt=0, le=1)
-    half_tokens: float = Field(default=64.0, gt=0)
-    launch_s: Seconds = 1e-6
-    fit: Fit | None = None
-
-
-class DecodeAttentionLaw(Frozen):
-    """Attention of one new token per sequence: it reads the cache.
-
-    Attributes
-    ----------
-    compute, memory
-        Shares of the peaks that long contexts reach.
-    launch_s
-        Time of a kernel that has nothing to do.
-    """
-
-    compute: float = Field(default=0.4, gt=0, le=1)
-    memory: float = Field(default=0.8, gt=0, le=1)
-    launch_s: Seconds = 1e-6
-    fit: Fit | None = None
 
 
 LawT = TypeVar("LawT", GemmLaw, PrefillAttentionLaw, DecodeAttentionLaw, ExpertsLaw)
@@ -81,6 +44,8 @@ class Efficiency(Frozen):
         Name of the gpu whose laws stand in for the ones that this one lacks.
     gemm, prefill_attention, decode_attention, experts
         Laws by data type: of the weights, or for attention of the cache; see `gemm_law` and its like for missing ones.
+    latent_prefill_attention, latent_decode_attention
+        Laws of llms with latent attention (MLA), whose kernels are others; without them, as the plain ones.
     elementwise, collectives
         Laws of memory passes, and of messages over the gpu's own interconnect (None: the link's own law).
     layer_overhead_s
@@ -105,6 +70,8 @@ class Efficiency(Frozen):
     gemm: dict[Dtype, GemmLaw] = {}
     prefill_attention: dict[Dtype, PrefillAttentionLaw] = {}
     decode_attention: dict[Dtype, DecodeAttentionLaw] = {}
+    latent_prefill_attention: dict[Dtype, PrefillAttentionLaw] = {}
+    latent_decode_attention: dict[Dtype, DecodeAttentionLaw] = {}
     experts: dict[Dtype, ExpertsLaw] = {}
     elementwise: ElementwiseLaw = ElementwiseLaw()
     collectives: CollectiveLaw | None = None
@@ -140,13 +107,15 @@ class Efficiency(Frozen):
         """Return the law of matrix products with weights of a data type."""
         return nearest_law(self.gemm, dtype, GemmLaw())
 
-    def prefill_attention_law(self, dtype: Dtype) -> PrefillAttentionLaw:
-        """Return the law of prefill attention on a cache of a data type."""
-        return nearest_law(self.prefill_attention, dtype, PrefillAttentionLaw())
+    def prefill_attention_law(self, dtype: Dtype, *, latent: bool = False) -> PrefillAttentionLaw:
+        """Return the law of prefill attention on a cache of a data type, of latent attention if asked for and known."""
+        laws = self.latent_prefill_attention if latent and self.latent_prefill_attention else self.prefill_attention
+        return nearest_law(laws, dtype, PrefillAttentionLaw())
 
-    def decode_attention_law(self, dtype: Dtype) -> DecodeAttentionLaw:
-        """Return the law of decode attention on a cache of a data type."""
-        return nearest_law(self.decode_attention, dtype, DecodeAttentionLaw())
+    def decode_attention_law(self, dtype: Dtype, *, latent: bool = False) -> DecodeAttentionLaw:
+        """Return the law of decode attention on a cache of a data type, of latent attention if asked for and known."""
+        laws = self.latent_decode_attention if latent and self.latent_decode_attention else self.decode_attention
+        return nearest_law(laws, dtype, DecodeAttentionLaw())
 
     def experts_law(self, dtype: Dtype) -> ExpertsLaw:
         """Return the law of routed experts with weights of a data type."""

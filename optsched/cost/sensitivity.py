@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from dataclasses import fields
-
 import jax
 import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
 from optsched.cost.precision import Scalar, double_precision
-from optsched.cost.roofline import LawParameters
 from optsched.cost.roofline import LawParameters
 from optsched.cost.shape import LlmShape
 from optsched.cost.step import step_time

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from optsched.cost.collectives import ExchangeParameters, exchange_s
 from optsched.cost.fit import Fitted, Provenance, fit_law
-from optsched.cost.precision import scalar
+from optsched.cost.precision import double_precision, scalar
 from optsched.cost.split import Split, split
 from optsched.domain.collective_law import CollectiveLaw, ExchangeLaw, GroupLaws
 from optsched.domain.hardware import Link
@@ -145,22 +146,56 @@ def fit_link(parts: Sequence[CollectiveRows], link: Link, date: str) -> tuple[Co
     return CollectiveLaw.model_validate(laws), tuple(fits)
 
 
-def fit_network(parts: Sequence[CollectiveRows], link: Link, date: str) -> tuple[CollectiveLaw, tuple[ExchangeFit, ...]]:
-    """Fit the sends and the all-reduces of two nodes with one GPU each.
+def fit_network(
+    parts: Sequence[CollectiveRows], link: Link, near: Link, date: str
+) -> tuple[CollectiveLaw, tuple[ExchangeFit, ...]]:
+    """Fit the sends between two nodes, and the all-reduces of two full nodes.
+
+    Parameters
+    ----------
+    parts
+        Tables measured over that network.
+    link, near
+        Between the nodes, and within them with its fitted collectives.
+    date
+        As in `fit_exchange`.
 
     Notes
     -----
-    Without all-reduces between nodes, each of their two rounds is as a send. Larger groups are not fitted to.
+    Of an all-reduce of two nodes, what the law of `near` says of its part within them is taken off. Without all-reduces, each
+    of their two rounds is as a send. Smaller groups are not fitted to.
     """
     sends = fit_exchange(_chosen(parts, "send", 2, 2), link, date)
     law = sends.fitted.law.replace(fit=None)
-    if not any(_of(part, "all_reduce", 2, 2).any() for part in parts):
+    if not any(_of(part, "all_reduce", 16, 2).any() for part in parts):
         twice = law.replace(hops=2 * law.hops, ring_hops=2 * law.ring_hops)
         return CollectiveLaw(send=sends.fitted.law, all_reduce=GroupLaws(two=twice, four=twice, eight=twice)), (sends,)
-    pair = fit_exchange(_chosen(parts, "all_reduce", 2, 2), link, date)
+    pair = fit_exchange(_between(_chosen(parts, "all_reduce", 16, 2), link, near), link, date)
     same = pair.fitted.law.replace(fit=None)
     groups = GroupLaws(two=pair.fitted.law, four=same, eight=same)
     return CollectiveLaw(send=sends.fitted.law, all_reduce=groups), (sends, pair)
+
+
+@double_precision
+def _between(rows: CollectiveRows, link: Link, near: Link) -> CollectiveRows:
+    """Return the all-reduces of full nodes as those of one vector per port between the nodes."""
+    gpus = int(rows.gpus[0] // rows.nodes[0])
+    law = ExchangeParameters.of((near.collectives or CollectiveLaw()).all_reduce.at(gpus))
+    share, one_shot_share = map(scalar, sent_shares("all_reduce", gpus))
+    within_s = exchange_s(
+        law, scalar(near.bytes_per_s), scalar(near.latency_s), jnp.asarray(rows.num_bytes), share, one_shot_share
+    )
+    rest_s = rows.seconds - np.asarray(within_s)
+    far = CollectiveRows(
+        rows.kind,
+        rows.nodes,
+        rows.nodes,
+        rows.num_bytes * min(gpus, link.gpus_per_port) / gpus,
+        rest_s,
+        rows.source,
+        rows.left_out,
+    )
+    return far.where(rest_s > 0)
 
 
 def _chosen(parts: Sequence[CollectiveRows], kind: str, gpus: int, nodes: int) -> CollectiveRows:

@@ -222,7 +222,17 @@ def all_to_all_s(law: CollectiveParameters, fabric: Fabric, num_bytes: Scalar, g
 
 
 def hand_over_s(law: CollectiveParameters, fabric: Fabric, num_bytes: Scalar, crossing: Scalar) -> Scalar:
-    """Return the time to send `num_bytes` from one GPU to another in seconds; `crossing` is the share between nodes."""
+    """Return the time in which each GPU of a stage sends `num_bytes` to its peer of the next stage in seconds.
+
+    Parameters
+    ----------
+    law, fabric
+        As in `all_reduce_s`.
+    num_bytes
+        From each GPU.
+    crossing
+        Share of the hand-overs that cross nodes; the GPUs that share a port then send one after another.
+    """
     whole = jnp.ones_like(num_bytes)
     near = _near_s(fabric, law.send, num_bytes, whole, whole)
-    return (1.0 - crossing) * near + crossing * _far_s(fabric, law.network_send, num_bytes, whole)
+    return (1.0 - crossing) * near + crossing * _far_s(fabric, law.network_send, num_bytes * fabric.gpus_per_port, whole)

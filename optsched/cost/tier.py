@@ -83,7 +83,7 @@ class TierParameters(eqx.Module):
     link_bytes_per_s, link_latency_s, link_j_per_byte
         The link between the GPUs of one node.
     network_bytes_per_s, network_latency_s, gpus_per_port, gpus_per_node
-        The link between nodes, and the GPUs that share one port to it and a node.
+        The link between nodes, and the GPUs of a stage that share one port to it, and a node.
     """
 
     flops_per_s: Scalar
@@ -175,7 +175,7 @@ class TierParameters(eqx.Module):
             link_j_per_byte=scalar(near[2]),
             network_bytes_per_s=scalar(far[0]),
             network_latency_s=scalar(far[1]),
-            gpus_per_port=scalar(network.gpus_per_port if network else 1),
+            gpus_per_port=scalar(min(tp, network.gpus_per_port) if network else 1),
             gpus_per_node=scalar(sheet.gpus_per_node),
         )
 

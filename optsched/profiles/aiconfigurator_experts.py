@@ -23,7 +23,8 @@ from optsched.profiles.experts import ExpertRows
 if TYPE_CHECKING:
     import polars as pl
 
-DTYPES: dict[Dtype, str] = {"bf16": "bfloat16", "fp8": "fp8", "int4": "int4_wo"}
+# Names in the order of preference: llms with fp8 experts (DeepSeek-V3, Qwen3 FP8) scale their weights by blocks.
+DTYPES: dict[Dtype, tuple[str, ...]] = {"bf16": ("bfloat16",), "fp8": ("fp8_block", "fp8"), "int4": ("int4_wo",)}
 # Nemotron's experts have no gate: their rows are faster than three matrices can be read.
 UNGATED = ((2688, 1856), (2048, 5120), (4096, 2688))
 SLICE = 64  # engines hold slices of an expert whose width is a multiple of this; others fall out of the tuned tiles
@@ -39,7 +40,8 @@ def read_experts(path: Path, dtype: Dtype, kernel: str | None = None) -> ExpertR
     path
         A ``moe_perf.parquet``.
     dtype
-        Data type of the weights: bf16, fp8 (one scale per matrix) or int4 (weights only).
+        Data type of the weights: bf16, fp8 (scaled by blocks; one scale per matrix where the file has no other) or int4 (weights
+        only).
     kernel
         Part of the name of the kernel to keep, where an engine has several; None: all.
 
@@ -59,10 +61,11 @@ def read_experts(path: Path, dtype: Dtype, kernel: str | None = None) -> ExpertR
     missing = [name for name in (*_SHAPE, "moe_dtype", "kernel_source", "latency") if name not in table.columns]
     if missing:
         raise SpecError(f"columns {', '.join(missing)} are missing; give {path.name} as published", file=path)
-    typed = table.filter((pl.col("moe_dtype") == DTYPES[dtype]) & (pl.col("latency") > 0))
-    if not typed.height:
-        found = ", ".join(sorted(table["moe_dtype"].unique().to_list()))
-        raise SpecError(f"no rows of {DTYPES[dtype]}; the file has {found}", file=path)
+    present = set(table["moe_dtype"].unique().to_list())
+    chosen = next((name for name in DTYPES[dtype] if name in present), None)
+    if chosen is None:
+        raise SpecError(f"no rows of {' or '.join(DTYPES[dtype])}; the file has {', '.join(sorted(present))}", file=path)
+    typed = table.filter((pl.col("moe_dtype") == chosen) & (pl.col("latency") > 0))
     same = typed.filter(pl.col("kernel_source").str.contains(kernel, literal=True)) if kernel else typed
     best = same.group_by(_SHAPE).agg(pl.col("latency").min()).sort(_SHAPE)
     whole = best.filter(pl.col("inter_size") % (pl.col("moe_tp_size") * SLICE) == 0)
@@ -73,7 +76,7 @@ def read_experts(path: Path, dtype: Dtype, kernel: str | None = None) -> ExpertR
         f"a slice of an expert that is no multiple of {SLICE}": best.height - whole.height,
     }
     engine, version = path.parts[-3:-1] if len(path.parts) >= 3 else ("engine", "unknown")
-    source = f"aiconfigurator-core moe/{engine}/{version} (routed experts of {engine} {version}, {DTYPES[dtype]})"
+    source = f"aiconfigurator-core moe/{engine}/{version} (routed experts of {engine} {version}, {chosen})"
     return _rows(whole, dtype, source, {reason: count for reason, count in left_out.items() if count})
 
 

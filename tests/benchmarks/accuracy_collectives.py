@@ -34,7 +34,7 @@ def predicted_s(rows: CollectiveRows, link: Link, network: Link | None = None) -
         law = CollectiveParameters.of(link.collectives or CollectiveLaw(), far.collectives or CollectiveLaw(), gpus, within)
         fabric = Fabric(
             scalar(link.bytes_per_s), scalar(link.latency_s), scalar(far.bytes_per_s), scalar(far.latency_s),
-            scalar(far.gpus_per_port), scalar(within),
+            scalar(min(within, far.gpus_per_port)), scalar(within),
         )  # fmt: skip
         size = rows.num_bytes[mask]
         if kind == "send":
@@ -77,17 +77,16 @@ def link_table() -> tuple[list[str], list[list[str]], dict[str, tuple[np.ndarray
 def network_table() -> tuple[list[str], list[list[str]]]:
     """Return the table of messages between nodes; groups with several GPUs per node were never fitted to."""
     table = []
-    for name, server in NETWORKS.items():
+    for name, (server, near) in NETWORKS.items():
         rows = joined(network_rows(server))
         far = rows.where(rows.nodes > 1)
-        near = {"a100_dgx": "nvlink3", "h100_dgx": "nvlink4"}[server]
         link, network = catalog.link(near), catalog.link(name)
         found = predicted_s(far, link, network)
         plain = predicted_s(far, datasheet(link), datasheet(network))
         divided = split(far.keys())
         for kind, gpus in sorted({(str(k), int(p)) for k, p in zip(far.kind, far.gpus, strict=True)}, key=lambda key: key[::-1]):
             mask = (far.kind == kind) & (far.gpus == gpus)
-            fitted = gpus == 2
+            fitted = gpus == (2 if kind == "send" else 16)
             shown = mask & divided.heldout_shapes if fitted else mask
             cells = figures(found[shown], far.seconds[shown])
             how = "held-out shapes" if fitted else "never fitted to"

@@ -44,7 +44,8 @@ LINKS = {
     "pcie4-x16": (Measured("l40s", "l40s", "vllm/0.22.0", "2.27.3"),),
     "pcie5-x16": (Measured("rtx-pro-6000", "rtx_pro_6000_server", "vllm/0.24.0", "2.29.2"),),
 }
-NETWORKS = {"ethernet-100g": "a100_dgx", "infiniband-ndr": "h100_dgx"}
+# Servers that each network was measured between, and the link within them.
+NETWORKS = {"ethernet-100g": ("a100_dgx", "nvlink3"), "infiniband-ndr": ("h100_dgx", "nvlink4")}
 
 
 def tables() -> Path:
@@ -81,8 +82,9 @@ def fits() -> dict[str, tuple[CollectiveLaw, tuple[ExchangeFit, ...]]]:
     found = {}
     for name, measured in LINKS.items():
         found[name] = fit_link([part for each in measured for part in link_rows(each)], catalog.link(name), today)
-    for name, server in NETWORKS.items():
-        found[name] = fit_network(network_rows(server), catalog.link(name), today)
+    for name, (server, near) in NETWORKS.items():
+        within = catalog.link(near).replace(collectives=found[near][0])
+        found[name] = fit_network(network_rows(server), catalog.link(name), within, today)
     return found
 
 

@@ -9,7 +9,7 @@ from optsched import catalog
 from optsched.cost.collective_fit import fit_exchange, fit_link, fit_network, prior_law, sent_shares
 from optsched.cost.collectives import ExchangeParameters, exchange_s
 from optsched.cost.precision import scalar
-from optsched.domain.collective_law import CollectiveLaw, ExchangeLaw
+from optsched.domain.collective_law import CollectiveLaw, ExchangeLaw, GroupLaws
 from optsched.errors import ProblemError
 from optsched.profiles.collectives import CollectiveRows
 
@@ -46,10 +46,24 @@ def test_a_link_without_sends_sends_as_two_gpus_exchange() -> None:
 
 
 def test_a_network_without_all_reduces_sums_in_two_sends() -> None:
-    law, fits = fit_network([timed(prior_law("send", 2), "send", 2, nodes=2)], LINK, "2026-01-01")
+    law, fits = fit_network([timed(prior_law("send", 2), "send", 2, nodes=2)], LINK, LINK, "2026-01-01")
     assert len(fits) == 1
     assert law.all_reduce.eight.hops == pytest.approx(2 * law.send.hops)
     assert law.all_reduce.eight.fit is None
+
+
+def test_all_reduces_of_full_nodes_give_the_law_between_them() -> None:
+    between = ExchangeLaw(hops=3.0, bandwidth=0.4, ring_hops=5.0, ring_bandwidth=0.6, ring_ramp=0.3, switch_bytes=1e6)
+    inner = timed(prior_law("all_reduce", 8), "all_reduce", 8)
+    near = LINK.replace(collectives=CollectiveLaw(all_reduce=GroupLaws(eight=prior_law("all_reduce", 8))))
+    network = LINK.replace(bytes_per_s=1e10, latency_s=2e-5, gpus_per_port=8)
+    share = map(scalar, (network.bytes_per_s, network.latency_s))
+    outer = exchange_s(ExchangeParameters.of(between), *share, SIZES, scalar(1.0), scalar(1.0))
+    both = CollectiveRows(inner.kind, inner.gpus * 2, inner.nodes * 2, SIZES, inner.seconds + np.asarray(outer), "made here")
+    law, fits = fit_network([timed(prior_law("send", 2), "send", 2, nodes=2), both], network, near, "2026-01-01")
+    assert len(fits) == 2
+    assert fits[1].fitted.fit.train_mape < 0.01
+    assert law.all_reduce.two.ring_bandwidth == pytest.approx(0.6, rel=0.05)
 
 
 def test_mixed_rows_and_unknown_kinds_are_named() -> None:

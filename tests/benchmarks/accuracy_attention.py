@@ -45,7 +45,7 @@ TITLES = {
 HEADER = [
     "gpu", "kernel", "cache", "rows", "fitted", "held-out shapes", "held-out llms", "cached context", "window", "< 20 us", "datasheet",
 ]  # fmt: skip
-POINTS = 1500
+POINTS = 500
 
 
 @double_precision

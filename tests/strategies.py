@@ -12,10 +12,10 @@ from optsched.domain.efficiency import (
     Efficiency,
     ElementwiseLaw,
     ExpertsLaw,
-    Fit,
     GemmLaw,
     PrefillAttentionLaw,
 )
+from optsched.domain.fit import Fit
 from optsched.domain.hardware import Datasheet, FittedStepLaw, Gpu, Link, Price
 from optsched.domain.llm import Family, Llm, Mla, Moe
 from optsched.domain.overheads import Overheads
@@ -221,7 +221,9 @@ def gpus(draw: st.DrawFn) -> Gpu:
             gemm=draw(st.dictionaries(DTYPES, gemm_laws(), max_size=2)),
             prefill_attention=draw(
                 st.dictionaries(
-                    DTYPES, st.builds(PrefillAttentionLaw, compute=SHARES, memory=SHARES, half_tokens=HALVES), max_size=2
+                    DTYPES,
+                    st.builds(PrefillAttentionLaw, compute=SHARES, memory=SHARES, tile_rows=HALVES, row_keys=HALVES),
+                    max_size=2,
                 )
             ),
             decode_attention=draw(

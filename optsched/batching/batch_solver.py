@@ -25,7 +25,7 @@ Ties = Literal["free-largest", "any"]
 
 STATES, NODES = 1 << 16, 1 << 17  # room at first; a hard problem makes it grow
 WORK_LIMIT = 50_000_000  # states; about half a second
-ROWS_WORK_LIMIT = 75_000  # states; a few milliseconds
+ROWS_WORK_LIMIT = 60_000  # states; a few milliseconds
 MEMORY_FIRST = 10_000  # states for the memory row alone, where there are others
 WORK_BETWEEN_CLOCK_READINGS = 1_000_000
 

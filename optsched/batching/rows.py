@@ -144,7 +144,7 @@ def _search(
     relaxed: Relaxed,
     counts: tuple[bool, bool],
     known: tuple[int, int],
-    width: int,
+    narrow: bool,
     work_limit: int,
 ) -> Search:
     """List the core that is left beside a known plan, and search it."""
@@ -152,10 +152,10 @@ def _search(
     gap, blocks_count = most - known[0] + tolerance, order[0] == 0 or counts[0]
     num, unit = list_core(space, rows, buffers.core, prices, order, gap, tolerance, blocks_count)
     paid, slack = (prices[order[0]], prices[order[1]], prices[order[2]]), int(tolerance / max(1, num))
-    if width == 0:
-        width = max(NARROWEST, work_limit // (WORK_PER_STATE * max(1, num)))
-    width = min(width, buffers.pool.state.shape[1] // 3)
-    frame = Frame(num, paid, left, counts, unit, most, tolerance, slack, width)
+    width = buffers.pool.state.shape[1] // 3
+    if narrow:
+        width = min(width, max(NARROWEST, work_limit // (WORK_PER_STATE * max(1, num))))
+    frame = Frame(num, paid, left, counts, unit, most, tolerance, slack, width, narrow)
     return search_core(buffers.pool, buffers.core, frame, known[0], known[1], work_limit)
 
 
@@ -182,7 +182,7 @@ def _search_until_proven(
     counts = (relaxed.prices[order[1]] > 0.0, relaxed.prices[order[2]] > 0.0)
     for _ in range(MOST_SEARCHES):
         allowed = int((work_limit - work) * SHARES[stage])
-        found = _search(space, buffers, rows, relaxed, counts, known, 0 if stage == 1 else STATES, allowed)
+        found = _search(space, buffers, rows, relaxed, counts, known, stage == 1, allowed)
         _read_off(space, buffers.pool, found.best_node, choice)
         known, work = (found.best_value, found.best_tie), work + found.work
         bound = max(float(known[0]), min(bound, max(float(found.passed_over), found.cut, found.reach)))

@@ -9,8 +9,8 @@ dominates it (`optsched.batching.rows_states`), or if no set of further deviatio
 A row without a price hardly ever decides; it counts only once a plan that breaks it would have been the best. Until then
 such plans are passed over, and the most that one of them is worth is remembered: the answer is proven if it is worth no less.
 
-Where there are more states than the width allows, those that can be worth most are kept. That is no proof any more, but the
-most that the others could be worth bounds, and a narrow search finds good plans soon.
+A narrow search keeps only so many states, those that can be worth most. That is no proof any more, but the most that the others
+could be worth bounds, and good plans are found soon.
 
 References
 ----------
@@ -53,8 +53,8 @@ class Frame(NamedTuple):
         Improvements up to it count as rounding.
     slack
         A state goes if another is worth that much less at most: rounding, too, over all requests of the core together.
-    width
-        States that are kept at most.
+    width, narrow
+        States that are kept at most; whether beyond that the others are given up, or the search.
     """
 
     num: int
@@ -66,6 +66,7 @@ class Frame(NamedTuple):
     tolerance: float
     slack: int
     width: int
+    narrow: bool
 
 
 class Search(NamedTuple):
@@ -74,7 +75,7 @@ class Search(NamedTuple):
     Attributes
     ----------
     code
-        `DONE`, `STOPPED` by the work limit, or `BROKEN`: some row has to count first.
+        `DONE`, `STOPPED` by the work limit or by too many states, or `BROKEN`: some row has to count first.
     side, states, nodes, work
         Generation of states in use, their number, nodes of the trail, states generated.
     best_value, best_tie, best_node
@@ -255,10 +256,10 @@ def search_core(pool: Pool, core: Core, frame: Frame, value: int, tie: int, work
                 ways = (way, -1) if ways[0] < 0 else (ways[0], way)
         if ways[0] < 0:
             continue
-        if search.states > frame.width:
+        if frame.narrow and search.states > frame.width:
             search = _thin_out(pool, core, frame, search, k)
-        (_, side, states, nodes, work, value, tie, node, passed_over, broken, reach, cut) = search
-        code = STOPPED if work >= work_limit or nodes + 2 * states > length else DONE
+        _, side, states, nodes, work, value, tie, node, passed_over, broken, reach, cut = search
+        code = STOPPED if work >= work_limit or states > frame.width or nodes + 2 * states > length else DONE
         if work >= PATIENCE and passed_over > value:
             code = BROKEN
         work += (2 + int(ways[1] >= 0)) * states

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.blocks import blocks_for
-from optsched.batching.policies.dispatch import Policy
+from optsched.batching.policies.dispatch import call_policy
 from optsched.batching.state import KV, NO_CACHE, Counts, Decision, Requests
 from optsched.batching.state import Engine as ReplicaEngine
 from optsched.compiled import kernel
 from optsched.placement.step_time import slowdown, step_j, step_s
+from optsched.simulator.coast import coast
 from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first, push
 from optsched.simulator.state import (
     ARRIVED,
@@ -34,13 +35,24 @@ from optsched.simulator.state import (
 )
 
 Array = np.ndarray
-DRAINED, TELL, FULL = 0, 1, 2
+DRAINED, TELL, FULL, PAUSED = 0, 1, 2, 3
+MOST_MOMENTS = 20_000  # before Python may show progress or be interrupted
 
 
 @kernel
 def _tell(outbox: Outbox, kind: int, subject: int) -> None:
+    """Ask Python about something that cannot wait."""
     end = outbox.size[0]
     outbox.kind[end], outbox.subject[end] = kind, subject
+    outbox.size[0] = end + 1
+    outbox.questions[0] += 1
+
+
+@kernel
+def _note(outbox: Outbox, kind: int, slot: int, replica: int, time_s: float) -> None:
+    """Have Python note something whenever it is told the next time."""
+    end = outbox.size[0]
+    outbox.kind[end], outbox.subject[end], outbox.replica[end], outbox.time_s[end] = kind, slot, replica, time_s
     outbox.size[0] = end + 1
 
 
@@ -138,7 +150,7 @@ def _become_idle(state: State, slot: int, replica: int) -> None:
 
 
 @kernel
-def _next_turn(state: State, slot: int) -> None:
+def _next_turn(state: State, slot: int, direct: bool) -> None:
     ended = state.turn[slot]
     turn = ended + 1
     state.turn[slot] = turn
@@ -151,12 +163,19 @@ def _next_turn(state: State, slot: int) -> None:
     replica = state.replica[slot]
     _remove(state.replicas, replica, slot)
     enqueue(state, slot, replica)
-    _tell(state.outbox, TURN_ARRIVED, slot)
+    if not direct:
+        _tell(state.outbox, TURN_ARRIVED, slot)
 
 
 @kernel
 def _evict(
-    requests: Requests, decision: Decision, replicas: Replicas, counters: Int64[Array, " 2"], outbox: Outbox, replica: int
+    requests: Requests,
+    decision: Decision,
+    replicas: Replicas,
+    counters: Int64[Array, " 3"],
+    outbox: Outbox,
+    replica: int,
+    now_s: float,
 ) -> None:
     queue, counts = replicas.queue[replica], replicas.counts[replica]
     total = counts[0] + counts[1] + counts[2]
@@ -169,7 +188,7 @@ def _evict(
             requests.context[slot] = 0
             if index < running:
                 counters[1] += 1
-            _tell(outbox, PREEMPTED if index < running else EVICTED, slot)
+            _note(outbox, PREEMPTED if index < running else EVICTED, slot, replica, now_s)
     # Evicted running requests return to the front of the waiting segment, in their order.
     for index in range(running - 1, -1, -1):
         slot = queue[index]
@@ -202,24 +221,25 @@ def _admit(decision: Decision, replicas: Replicas, replica: int) -> int:
 
 
 @kernel
-def _start_step(state: State, engine: Engine, decide: Policy, replica: int) -> None:
+def _start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
     replicas, requests = state.replicas, state.requests
     replicas.woken[replica] = False
     counts = replicas.counts[replica]
     if replicas.busy[replica] or counts[0] + counts[1] == 0:
         return
     total = counts[0] + counts[1] + counts[2]
+    # With other replicas about, their events may reach this one before the steps would end.
+    now = coast(state, engine, replica) if len(replicas.woken) == 1 else state.clock[0]
     view = ReplicaEngine(
-        state.clock[0], replicas.free_blocks[replica], replicas.total_blocks[replica], engine.block_tokens,
+        now, replicas.free_blocks[replica], replicas.total_blocks[replica], engine.block_tokens,
         replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
         engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s, engine.parameters,
     )  # fmt: skip
-    decide(requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision)
-    _evict(requests, state.decision, replicas, state.counters, state.outbox, replica)
+    call_policy(policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision)
+    _evict(requests, state.decision, replicas, state.counters, state.outbox, replica, now)
     number = _admit(state.decision, replicas, replica)
     if number == 0:
         return
-    now = state.clock[0]
     tokens, prefill, read, decodes, kv, hidden, pairs = 0, 0, 0, 0, 0, 0, 0.0
     for index in range(number):
         slot = replicas.scheduled[replica, index]
@@ -295,13 +315,15 @@ def _end_step(state: State, engine: Engine, replica: int) -> None:
         if ended:
             turns.end_s[turn] = now
         conversation_ended = ended and turn + 1 == turns.first_turn[slot + 1]
-        if first and turn == turns.first_turn[slot]:
+        if first and turn == turns.first_turn[slot] and engine.direct < 0:
             _tell(state.outbox, PREFILLED, slot)
         if conversation_ended:
             _remove(state.replicas, replica, slot)
             _free(state.requests, state.replicas, slot, replica)
             state.place[slot] = DONE
-            _tell(state.outbox, FINISHED, slot)
+            state.counters[2] += 1
+            if engine.direct < 0:
+                _tell(state.outbox, FINISHED, slot)
         elif first and turn == turns.first_turn[slot] and not state.stays[slot]:
             _remove(state.replicas, replica, slot)
             state.place[slot] = BLOCKED
@@ -325,14 +347,14 @@ def stay(state: State, slot: int) -> None:
 
 
 @kernel
-def advance(state: State, engine: Engine, decide: Policy) -> int:
-    """Run until Python has to be told something, the step buffer is nearly full, or nothing is left to happen."""
+def advance(state: State, engine: Engine, policy: int) -> int:
+    """Run until Python has to be told something, the step buffer is nearly full, nothing is left to happen, or for a while."""
     replicas, heap = state.replicas, state.heap
-    while True:
+    for _ in range(MOST_MOMENTS):
         for replica in range(len(replicas.woken)):
             if replicas.woken[replica]:
-                _start_step(state, engine, decide, replica)
-        if state.outbox.size[0] > 0:
+                _start_step(state, engine, policy, replica)
+        if state.outbox.questions[0] > 0 or 2 * state.outbox.size[0] > len(state.outbox.kind):
             return TELL
         if heap.size[0] == 0:
             return DRAINED
@@ -348,12 +370,16 @@ def advance(state: State, engine: Engine, decide: Policy) -> int:
             elif kind == TRANSFER_END:
                 _land(state, subject, engine)
             elif kind == TURN_READY:
-                _next_turn(state, subject)
+                _next_turn(state, subject, engine.direct >= 0)
             elif kind == ARRIVAL:
                 turn = state.turn[subject]
                 state.turns.arrival_s[turn] = now
                 state.requests.arrival_s[subject] = now
                 state.requests.last_token_s[subject] = now
-                _tell(state.outbox, ARRIVED, subject)
-        if state.outbox.size[0] > 0:
+                if engine.direct >= 0:
+                    start_turn(state, subject, engine.direct, True)
+                else:
+                    _tell(state.outbox, ARRIVED, subject)
+        if state.outbox.questions[0] > 0 or 2 * state.outbox.size[0] > len(state.outbox.kind):
             return TELL
+    return PAUSED

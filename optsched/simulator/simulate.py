@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from optsched.batching.policies import own_parameters, policy_parameters
-from optsched.batching.policies.dispatch import Policy, compiled_policy, policy_type
-from optsched.compiled import type_of
+from optsched.batching.policies.dispatch import policy_address
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.errors import PlanError, SolveError
 from optsched.placement.dispatcher import Dispatcher, Grant
-from optsched.placement.policies import make_policy
+from optsched.placement.policies import always_on, make_policy
 from optsched.placement.room import refuse_what_cannot_fit
 from optsched.placement.view import ConversationView
 from optsched.simulator import kernel
@@ -81,25 +78,14 @@ def simulate(
     return log
 
 
-@lru_cache(maxsize=1)
-def _compile_loop(state_type: object, engine_type: object) -> None:
-    loop: Any = kernel.advance
-    loop.compile((state_type, engine_type, policy_type()))
-    loop.disable_compile()  # else it would be compiled again for every policy
-
-
-def compiled_loop(state: st.State, engine: st.Engine) -> Callable[[st.State, st.Engine, Policy], int]:
-    """Return the event loop, compiled once for all policies."""
-    _compile_loop(type_of(state), type_of(engine))
-    return kernel.advance
-
-
 class _Simulation:
     """One run: the compiled state, the dispatcher's books, and what the two tell each other."""
 
     def __init__(self, plan: Plan, workload: Workload, record_steps: bool) -> None:
         self.plan, self.workload = plan, workload
         self.shape = plan.llms[0].shape
+        policy = make_policy(plan.placement.policy, plan.placement.parameters, self._assignments())
+        direct = always_on(policy, [replica.role for replica in plan.replicas])
         parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
         self.engine = st.Engine(
             block_tokens=plan.engine.block_tokens,
@@ -110,8 +96,8 @@ class _Simulation:
             tbt_slo_s=parameters["tbt_slo_s"],
             parameters=own_parameters(plan.batching.policy, parameters),
             record_steps=record_steps,
+            direct=-1 if direct is None else direct,
         )
-        policy = make_policy(plan.placement.policy, plan.placement.parameters, self._assignments())
         self.dispatcher = Dispatcher(policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens)
         self.state = st.initial_state(plan, workload, _STEP_CAPACITY)
         self.granted_s = np.full(workload.num_conversations, np.nan)
@@ -121,7 +107,11 @@ class _Simulation:
         self.transfers: list[tuple[int, int, int, float, float, float]] = []
         self.events: list[Event] = []
         self.steps: list[tuple[np.ndarray, np.ndarray]] = []
-        self.ended = 0
+
+    @property
+    def ended(self) -> int:
+        """Conversations that have ended."""
+        return int(self.state.counters[2])
 
     def _assignments(self) -> dict[int, tuple[int, int]]:
         index = {replica.id: position for position, replica in enumerate(self.plan.replicas)}
@@ -129,13 +119,14 @@ class _Simulation:
 
     def to_the_end(self, progress: Callable[[float], None] | None) -> None:
         """Alternate between the event loop and the placement policy until every conversation ended."""
-        decide, advance = compiled_policy(self.plan.batching.policy), compiled_loop(self.state, self.engine)
-        while (code := advance(self.state, self.engine, decide)) != kernel.DRAINED:
+        policy = policy_address(self.plan.batching.policy)
+        while (code := kernel.advance(self.state, self.engine, policy)) != kernel.DRAINED:
             if code == kernel.FULL:
                 self._keep_steps()
             self._listen()
             if progress is not None:
                 progress(self.ended / self.workload.num_conversations)
+        self._listen()
         self._keep_steps()
         missing = self.workload.num_conversations - self.ended
         if missing:
@@ -151,16 +142,17 @@ class _Simulation:
 
     def _listen(self) -> None:
         outbox, now = self.state.outbox, float(self.state.clock[0])
-        told = list(zip(outbox.kind[: outbox.size[0]].tolist(), outbox.subject[: outbox.size[0]].tolist(), strict=True))
-        outbox.size[0] = 0
-        for kind, subject in told:
+        filled = int(outbox.size[0])
+        columns = (outbox.kind, outbox.subject, outbox.replica, outbox.time_s)
+        told = list(zip(*(column[:filled].tolist() for column in columns), strict=True))
+        outbox.size[0] = outbox.questions[0] = 0
+        for kind, subject, replica, time_s in told:
             if kind == st.ARRIVED:
                 self._apply(now, self.dispatcher.arrive(now, self._view(subject)))
             elif kind == st.PREFILLED:
                 self.prefilled_s[subject] = now
                 self._apply(now, self.dispatcher.prefilled(now, subject))
             elif kind == st.FINISHED:
-                self.ended += 1
                 self._apply(now, self.dispatcher.finished(now, subject))
             elif kind == st.TURN_ARRIVED:
                 self.dispatcher.grow(subject, int(self.state.requests.context[subject] + self.state.requests.new_tokens[subject]))
@@ -168,7 +160,7 @@ class _Simulation:
                 self._retry(subject)
             else:
                 name: EventKind = "preempted" if kind == st.PREEMPTED else "evicted"
-                self.events.append(Event(now, name, subject, int(self.state.replica[subject])))
+                self.events.append(Event(time_s, name, subject, replica))
 
     def _view(self, conversation: int) -> ConversationView:
         w = self.workload
@@ -214,7 +206,8 @@ class _Simulation:
         turns, first = self.state.turns, self.workload.first_turn[:-1]
         queue_s = np.zeros(self.workload.num_turns)
         prefiller = self.state.replicas.prefill_only[turns.prefill_replica[first]]
-        queue_s[first] = np.where(prefiller, turns.start_s[first], self.granted_s) - turns.arrival_s[first]
+        granted_s = self.granted_s if self.engine.direct < 0 else turns.arrival_s[first]
+        queue_s[first] = np.where(prefiller, turns.start_s[first], granted_s) - turns.arrival_s[first]
         integers = np.concatenate([chunk for chunk, _ in self.steps])
         floats = np.concatenate([chunk for _, chunk in self.steps])
         order = np.argsort(floats[:, 1], kind="stable")

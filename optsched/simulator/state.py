@@ -76,15 +76,30 @@ class StepBuffer(NamedTuple):
 
 
 class Outbox(NamedTuple):
-    """What Python has to be told: kind and subject of ``size[0]`` entries."""
+    """What Python has to be told: ``size[0]`` entries, ``questions[0]`` of which wait for an answer.
+
+    Attributes
+    ----------
+    kind, subject, replica, time_s
+        What happened, to which slot (`ROOM`: to which replica), where and when.
+    """
 
     kind: Int64[Array, " capacity"]
     subject: Int64[Array, " capacity"]
+    replica: Int64[Array, " capacity"]
+    time_s: Float64[Array, " capacity"]
     size: Int64[Array, " 1"]
+    questions: Int64[Array, " 1"]
 
 
 class Engine(NamedTuple):
-    """Numbers that all replicas share."""
+    """Numbers that all replicas share.
+
+    Attributes
+    ----------
+    direct
+        The replica that takes every conversation at once; -1: placement is asked.
+    """
 
     block_tokens: int
     max_sequences: int
@@ -94,6 +109,7 @@ class Engine(NamedTuple):
     tbt_slo_s: float
     parameters: Float64[Array, " p"]
     record_steps: bool
+    direct: int
 
 
 class State(NamedTuple):
@@ -107,7 +123,7 @@ class State(NamedTuple):
     stays
         Whether the first turn's replica is known to be the decoder too, so that nothing has to be asked in between.
     counters
-        Steps started, and running requests preempted.
+        Steps started, running requests preempted, and conversations ended.
     """
 
     requests: Requests
@@ -125,7 +141,7 @@ class State(NamedTuple):
     steps: StepBuffer
     outbox: Outbox
     clock: Float64[Array, " 1"]
-    counters: Int64[Array, " 2"]
+    counters: Int64[Array, " 3"]
     transfer_s_per_byte: Float64[Array, "R R"]
     transfer_latency_s: Float64[Array, "R R"]
 
@@ -194,10 +210,13 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
         heap=heap,
         steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
         outbox=Outbox(
-            np.zeros(4 * conversations + 64, np.int64), np.zeros(4 * conversations + 64, np.int64), np.zeros(1, np.int64)
+            *(np.zeros(4 * conversations + 64, np.int64) for _ in range(3)),
+            np.zeros(4 * conversations + 64),
+            np.zeros(1, np.int64),
+            np.zeros(1, np.int64),
         ),
         clock=np.zeros(1),
-        counters=np.zeros(2, np.int64),
+        counters=np.zeros(3, np.int64),
         transfer_s_per_byte=rate,
         transfer_latency_s=latency,
     )

@@ -51,7 +51,7 @@ def violator_worth(demotion: Demotion, pending: float, overdue: float, blocks: i
     least = demotion.near_zero * blocks
     if demotion.half_life_s <= 0.0:
         return least
-    return max(least, pending * (1.0 - 0.5 ** (overdue / demotion.half_life_s)))
+    return float(max(least, pending * (1.0 - 0.5 ** (overdue / demotion.half_life_s))))
 
 
 @kernel

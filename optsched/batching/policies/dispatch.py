@@ -1,4 +1,4 @@
-"""The compiled function of a batching policy, for the event loop and for plain Python alike."""
+"""The compiled function of a batching policy, for plain Python and, by its address, for compiled loops."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from jaxtyping import Int64
 
 from optsched.batching.policies import check_policy
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.compiled import type_of
+from optsched.compiled import address_of, call_by_address, compile_for
 
 Array = np.ndarray
 Policy = Callable[[Requests, Int64[Array, " q"], Counts, Engine, Decision], int]
 
 
-@lru_cache(maxsize=1)
-def policy_type() -> Any:
-    """Return numba's type of a policy: what an event loop that is handed a policy is compiled for."""
-    sample = (
-        Requests.empty(1), np.zeros(0, np.int64), Counts(0, 0, 0), Engine(0.0, 1, 1, 16, 0, 1, 1, 0.0, 0.0, 1.0, 1.0),
-        Decision.empty(1),
-    )  # fmt: skip
-    types: Any = import_module("numba.types")
-    return types.FunctionType(types.int64(*(type_of(each) for each in sample)))
+def _sample() -> tuple[Requests, Int64[Array, " q"], Counts, Engine, Decision]:
+    """Return arguments of the types that every policy is compiled for."""
+    engine = Engine(0.0, 1, 1, 16, 0, 1, 1, 0.0, 0.0, 1.0, 1.0)
+    return Requests.empty(1), np.zeros(0, np.int64), Counts(0, 0, 0), engine, Decision.empty(1)
+
+
+call_policy: Callable[[int, Requests, Int64[Array, " q"], Counts, Engine, Decision], int] = call_by_address(_sample)
+"""Call the policy at an address (`policy_address`) from compiled code, so that a loop is compiled once for all policies."""
 
 
 @lru_cache(maxsize=64)
@@ -42,7 +41,17 @@ def compiled_policy(name: str) -> Policy:
     """
     check_policy(name)
     decide: Any = import_module(f"optsched.batching.policies.{name.replace('-', '_')}").decide
-    decide.compile(policy_type().signature.args)
-    decide.disable_compile()
-    policy: Policy = decide
+    policy: Policy = compile_for(decide, _sample())
     return policy
+
+
+@lru_cache(maxsize=64)
+def policy_address(name: str) -> int:
+    """Return the address of a policy's compiled `decide`, for `call_policy` in this process.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no policy of that name.
+    """
+    return address_of(compiled_policy(name), _sample())

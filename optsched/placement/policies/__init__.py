@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from optsched.errors import SpecError, UnknownNameError
@@ -62,6 +62,20 @@ def make_policy(
     if policy is Collocated:
         return Collocated(bool(values["oracle"]), values["extra_tokens"], bool(values["admission"]))
     return ConServe(oracle=bool(values["oracle"]), extra_tokens=values["extra_tokens"])
+
+
+def always_on(policy: PlacementPolicy, roles: Sequence[str]) -> int | None:
+    """Return the replica that takes every conversation at once whatever happens; None: the policy has to be asked.
+
+    Parameters
+    ----------
+    policy
+        The placement policy.
+    roles
+        Roles of the plan's replicas.
+    """
+    alone = len(roles) == 1 and roles[0] == "mixed"
+    return 0 if alone and isinstance(policy, Collocated) and not policy.admission else None
 
 
 def _class(name: str) -> type[Collocated] | type[ConServe] | type[Optimised]:

@@ -1,0 +1,79 @@
+"""Uneventful steps in one go: nobody can tell the difference, and every policy keeps the promise that allows it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from factories import make_plan, make_workload
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import workloads
+
+from optsched.batching.policies import POLICIES, own_parameters, policy_parameters
+from optsched.batching.policies.dispatch import compiled_policy
+from optsched.batching.state import KV, Counts, Decision, Engine, Requests
+from optsched.domain.scenario import EngineSpec
+from optsched.domain.workload import Workload
+from optsched.simulator.simulate import simulate
+
+RECORDS = ("arrival_s", "start_s", "first_token_s", "end_s", "token_s")
+STEPS = ("start_s", "end_s", "prefill_tokens", "pairs", "sequences", "decode_sequences", "kv_tokens", "hidden_tokens")
+
+
+@pytest.mark.parametrize("batching", ["vllm", "vllm-chunked", "sarathi", "fastgen", "apt-serve"])
+@settings(max_examples=20)
+@given(workload=workloads(), kv_blocks=st.integers(12, 60), record=st.booleans())
+def test_the_execution_is_the_same_with_an_unused_replica_beside_it(
+    batching: str, workload: Workload, kv_blocks: int, record: bool
+) -> None:
+    """A prefiller that nobody uses has placement asked about everything, and every step decided by the policy."""
+    engine = EngineSpec(max_batched_tokens=64, max_sequences=6)
+    kv_blocks = max(kv_blocks, -(-int(workload.peak_tokens.max()) // 16) + 2)
+    alone = make_plan(
+        ["mixed"], kv_blocks=kv_blocks, policy="collocated", parameters={"oracle": 0, "admission": 0}, batching=batching,
+        engine=engine, batching_parameters={"tbt_slo_s": 0.01},
+    )  # fmt: skip
+    beside = make_plan(
+        ["mixed", "prefill"], kv_blocks=kv_blocks, policy="collocated", parameters={"oracle": 0, "admission": 0},
+        batching=batching, engine=engine, batching_parameters={"tbt_slo_s": 0.01},
+    )  # fmt: skip
+    quick, slow = simulate(alone, workload, record_steps=record), simulate(beside, workload, record_steps=record)
+    for name in RECORDS:
+        np.testing.assert_array_equal(getattr(quick, name), getattr(slow, name), err_msg=name)
+    for name in STEPS:
+        np.testing.assert_array_equal(getattr(quick.steps, name), getattr(slow.steps, name), err_msg=name)
+    assert quick.dynamic_j is not None
+    assert slow.dynamic_j is not None
+    assert quick.dynamic_j[0] == pytest.approx(slow.dynamic_j[0], rel=1e-12)
+    assert (quick.preemptions, quick.events) == (slow.preemptions, slow.events)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+@given(contexts=st.lists(st.integers(1, 60), min_size=1, max_size=8), now_s=st.floats(0, 50), idle=st.integers(0, 2))
+def test_a_policy_schedules_everyone_where_all_decode_and_all_fits(
+    name: str, contexts: list[int], now_s: float, idle: int
+) -> None:
+    """With violators, with idle caches, and with no block to spare."""
+    count = len(contexts)
+    requests, decision = Requests.empty(count + idle), Decision.empty(count + idle)
+    requests.identity[:] = np.arange(count + idle)
+    requests.context[:] = [*contexts, *[8] * idle]
+    requests.emitted[:count] = requests.new_tokens[:count] = 1
+    requests.cache[:] = KV
+    requests.blocks[:] = -(-requests.context // 4)
+    requests.last_token_s[:] = np.linspace(0, now_s, count + idle)
+    needed = int((-(-(requests.context[:count] + 1) // 4) - requests.blocks[:count]).sum())
+    own = own_parameters(name, policy_parameters(name, {}))
+    engine = Engine(now_s, needed, needed + int(requests.blocks.sum()), 4, 2, 16, 8, 0.5, 1e-3, 1.0, 1.0, own)
+    scheduled = compiled_policy(name)(requests, np.arange(count + idle), Counts(count, 0, idle), engine, decision)
+    assert scheduled == count
+    assert decision.tokens.tolist() == [1] * count + [0] * idle
+    assert not decision.evict.any()
+
+
+def test_turns_with_gaps_leave_their_caches_idle_while_others_coast() -> None:
+    workload = make_workload([[(20, 30), (4, 40)], [(10, 90)]], [0.0, 0.1], gap_s=0.3)
+    plan = make_plan(["mixed"], policy="collocated", parameters={"oracle": 0, "admission": 0})
+    log = simulate(plan, workload)
+    assert log.iterations == len(log.steps.end_s)
+    assert np.isfinite(log.token_s).all()

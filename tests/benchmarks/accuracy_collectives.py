@@ -1,4 +1,7 @@
-"""The section of docs/accuracy.md on collectives: the shipped laws of links against published measurements."""
+"""Write the section on collectives of docs/accuracy.md: ``python tests/benchmarks/accuracy_collectives.py``.
+
+The laws of models/links as they stand are held against what `calibrate_links` fits them to.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from calibrate_links import LINKS, NETWORKS, link_rows, network_rows
-from errors import HEADER, LAUNCH_S, figures, mape, scatter
+from errors import HEADER, LAUNCH_S, figures, fill, mape, markdown, scatter
 from jaxtyping import Float64
 
 from optsched import catalog
@@ -112,6 +115,17 @@ def left_out_table() -> tuple[list[str], list[list[str]]]:
     return ["tier", "left out because", "rows"], rows
 
 
-def draw(plotted: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Draw the all-reduces."""
+def main() -> None:
+    """Write the section's tables and its figure."""
+    header, rows, plotted = link_table()
+    found = {
+        "collectives": markdown(header, rows),
+        "networks": markdown(*network_table()),
+        "collectives-left-out": markdown(*left_out_table()),
+    }
+    fill(ROOT / "docs" / "accuracy.md", found, "python tests/benchmarks/accuracy_collectives.py")
     scatter(ROOT / "docs" / "accuracy" / "all-reduce.svg", "all-reduce, 2 to 8 GPUs", plotted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,7 @@
-"""The section of docs/accuracy.md on routed experts: the shipped laws of gpus against published measurements."""
+"""Write the section on routed experts of docs/accuracy.md: ``python tests/benchmarks/accuracy_experts.py``.
+
+The laws of models/gpus as they stand are held against what `calibrate_experts` fits them to.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from calibrate_experts import GPUS, experts_rows
-from errors import HEADER, figures, mape, parts, scatter
+from errors import HEADER, figures, fill, mape, markdown, parts, scatter
 from jaxtyping import Float64
 
 from optsched import catalog
@@ -53,6 +56,16 @@ def tables() -> tuple[list[str], list[list[str]], list[list[str]], dict[str, tup
     return ["tier", "weights", "part", *HEADER, "datasheet, same rows"], table, left_out, plotted
 
 
-def draw(plotted: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Draw the layers with 16-bit weights."""
+def main() -> None:
+    """Write the section's tables and its figure."""
+    header, rows, left_out, plotted = tables()
+    found = {
+        "experts": markdown(header, rows),
+        "experts-left-out": markdown(["tier", "weights", "left out because", "rows"], left_out),
+    }
+    fill(ROOT / "docs" / "accuracy.md", found, "python tests/benchmarks/accuracy_experts.py")
     scatter(ROOT / "docs" / "accuracy" / "experts.svg", "routed experts, bf16", plotted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Fit the routed experts of models/gpus to published measurements; run with ``make calibrate``.
 
-Needs aiconfigurator-core's tables (the folder ``systems/data`` of the unpacked wheel, in ``$OPTSCHED_TABLES``).
+Needs aiconfigurator-core's tables (the folder ``systems/data`` of the unpacked wheel, in ``$OPTSCHED_AICONFIGURATOR``).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ GPUS = {
 def experts_rows(name: str, dtype: Dtype) -> ExpertRows:
     """Return the measured experts of a gpu that read their weights from memory."""
     measured = GPUS[name]
-    path = Path(os.environ["OPTSCHED_TABLES"]) / measured.system / "moe" / measured.engine / "moe_perf.parquet"
+    path = Path(os.environ["OPTSCHED_AICONFIGURATOR"]) / measured.system / "moe" / measured.engine / "moe_perf.parquet"
     rows = read_experts(path, dtype, measured.kernel)
     return rows.cold(DTYPE_BYTES[dtype], catalog.gpu(name).datasheet.memory_bytes_per_s, measured.cache_bytes)
 

@@ -1,6 +1,6 @@
 """Fit the collectives of models/links to published measurements; run with ``make calibrate``.
 
-Needs aiconfigurator-core's tables (the folder ``systems/data`` of the unpacked wheel, in ``$OPTSCHED_TABLES``) and Vidur's
+Needs aiconfigurator-core's tables (the folder ``systems/data`` of the unpacked wheel, in ``$OPTSCHED_AICONFIGURATOR``) and Vidur's
 network profiles (``profiles/vidur/network`` in ``$OPTSCHED_DATA``).
 """
 
@@ -50,7 +50,7 @@ NETWORKS = {"ethernet-100g": ("a100_dgx", "nvlink3"), "infiniband-ndr": ("h100_d
 
 def tables() -> Path:
     """Return the folder of aiconfigurator-core's tables."""
-    return Path(os.environ["OPTSCHED_TABLES"])
+    return Path(os.environ["OPTSCHED_AICONFIGURATOR"])
 
 
 def network_profiles() -> Path:

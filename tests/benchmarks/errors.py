@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,31 @@ from jaxtyping import Bool, Float64
 LAUNCH_S = 20e-6  # below it a kernel's launch is most of its time
 HEADER = ["rows", "MAPE", "median", "bias", "worst decile"]
 MOST_POINTS = 1500  # of a group in a plot
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table; columns of figures are set to the right."""
+    rule = ["---:" if cell[0] in "+-0123456789" else "---" for cell in rows[0]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def fill(path: Path, tables: Mapping[str, str], command: str) -> None:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` by tables, with command and date.
+
+    Raises
+    ------
+    ValueError
+        If the file lacks the markers of a table.
+    """
+    text = path.read_text(encoding="utf-8")
+    stamp = f"`{command}`, {datetime.datetime.now(datetime.UTC).date().isoformat()}"
+    for name, table in tables.items():
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        _, closing, after = rest.partition(f"<!-- end of {name} -->")
+        if not closing:
+            raise ValueError(f"{path} has no markers <!-- {name} --> and <!-- end of {name} -->; put them where the table goes")
+        text = f"{before}<!-- {name} -->\n{stamp}\n\n{table}\n{closing}{after}"
+    path.write_text(text, encoding="utf-8")
 
 
 def figures(predicted_s: Float64[np.ndarray, " N"], measured_s: Float64[np.ndarray, " N"]) -> list[str]:

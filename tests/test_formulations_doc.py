@@ -11,6 +11,7 @@ import pulp
 import pytest
 from factories import make_workload
 
+from optsched.batching.horizon import HorizonFormulation, HorizonProblem
 from optsched.batching.milp import BatchFormulation
 from optsched.batching.problem import BatchProblem
 from optsched.domain.plan import PlanLink, PlanReplica, PlanSlo, Standalone
@@ -84,6 +85,18 @@ def test_every_constraint_of_the_batch_program_is_documented_and_the_other_way_r
     assert built(BatchFormulation(problem).program) == documented("Batch composition")
 
 
+def test_every_constraint_of_the_horizon_program_is_documented_and_the_other_way_round() -> None:
+    problem = HorizonProblem(
+        np.array([0, 1]), np.array([40, 20]), np.array([3, 2]), np.array([1, 2]), np.array([1, 1]), memory_blocks=5, iterations=4
+    )
+    for start, done in ((0, [0, 0]), (1, [1, 0])):
+        program = HorizonFormulation(problem, start, 4, done).program
+        assert built(program) == documented("Horizon")
+        assert {(variable.name.split("_")[0], variable.name.count("_")) for variable in program.variables()} == {
+            ("token", 3), ("hidden", 3),
+        }  # fmt: skip
+
+
 def test_every_constraint_of_the_placement_program_is_documented_and_the_other_way_round() -> None:
     names: set[tuple[str, int]] = set()
     for objective in GOALS:
@@ -95,7 +108,8 @@ def test_every_constraint_of_the_placement_program_is_documented_and_the_other_w
 
 
 @pytest.mark.parametrize(
-    ("heading", "formulation"), [("Batch composition", BatchFormulation), ("Placement", PlacementFormulation)]
+    ("heading", "formulation"),
+    [("Batch composition", BatchFormulation), ("Horizon", HorizonFormulation), ("Placement", PlacementFormulation)],
 )
 def test_every_constraint_is_stated_by_a_method_that_exists(heading: str, formulation: type) -> None:
     methods = [row[2].strip("`") for row in rows(part(heading), "name in the solver | method")]

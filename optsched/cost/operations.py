@@ -134,12 +134,14 @@ class DecodeAttention(Operation):
     cache_width: Scalar
     cache_bytes: Scalar
     activation_bytes: Scalar
+    window: Scalar
 
     def once_s(self, tier: TierParameters) -> Scalar:
         """Return the time of one of them in seconds."""
         return decode_attention.decode_attention_s(
             tier.decode_attention, tier.wide_card, self.sequences, self.cached_tokens, self.heads, self.kv_heads,
             self.key_dim, self.value_dim, self.cache_width, self.cache_bytes, self.activation_bytes,
+            self.window,
         )  # fmt: skip
 
     @property

@@ -7,6 +7,7 @@ from typing import Self
 
 import equinox as eqx
 
+from optsched.cost.decode_attention import UNLIMITED_TOKENS
 from optsched.cost.precision import Scalar, scalar
 from optsched.domain.dtypes import DTYPE_BYTES
 from optsched.domain.llm import Llm
@@ -81,6 +82,8 @@ class LlmShape(eqx.Module):
         Latent widths of the queries, and of keys and values, and the width that the latter are projected up to; else 1.
     cache_width
         Cached elements per token.
+    window
+        Tokens that a layer attends back to; `UNLIMITED_TOKENS` without a sliding window.
     ffn_size, ffn_matrices
         Width and number of matrices of the dense feed-forward.
     num_experts, experts_per_token, expert_size, shared_size
@@ -112,6 +115,7 @@ class LlmShape(eqx.Module):
     kv_rank: Scalar
     up_width: Scalar
     cache_width: Scalar
+    window: Scalar
     ffn_size: Scalar
     ffn_matrices: Scalar
     num_experts: Scalar
@@ -153,6 +157,7 @@ class LlmShape(eqx.Module):
             "num_heads": llm.num_heads,
             **_attention(llm, layout.tp),
             "cache_width": llm.kv_width,
+            "window": llm.sliding_window or UNLIMITED_TOKENS,
             "ffn_size": llm.ffn_size,
             "ffn_matrices": 3 if llm.gated_ffn else 2,
             "num_experts": moe.num_experts if moe else 1,

@@ -125,6 +125,7 @@ def _decode_attention(s: LlmShape, f: StepFeatures) -> DecodeAttention:
         cache_width=s.cache_width * s.kv_share,
         cache_bytes=s.cache_bytes,
         activation_bytes=s.activation_bytes,
+        window=s.window,
     )
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from optsched import catalog
 from optsched.cost.decode_attention import (
+    UNLIMITED_TOKENS,
     DecodeAttentionParameters,
     decode_attention_bytes,
     decode_attention_flops,
@@ -26,6 +27,7 @@ from optsched.cost.prefill_attention import (
     prefill_attention_s,
 )
 from optsched.cost.roofline import Card, power_norm
+from optsched.cost.shape import LlmShape
 from optsched.cost.tier import TierParameters
 from optsched.domain.attention_law import DecodeAttentionLaw, PrefillAttentionLaw
 
@@ -221,3 +223,13 @@ def test_latent_attention_has_laws_of_its_own() -> None:
     assert achieved.prefill_attention_law("bf16").compute != 0.11
     latent = TierParameters.of(type(tier)(tier.gpu.replace(efficiency=achieved), tier.power_cap_w), catalog.llm("deepseek-v3"))
     assert (float(latent.prefill_attention.compute), float(latent.decode_attention.memory)) == (0.11, 0.22)
+
+
+def test_sliding_window_reaches_the_decode_kernel() -> None:
+    llm = catalog.llm("llama-3.1-8b")
+    windows = [float(LlmShape.of(each).window) for each in (llm, llm.replace(sliding_window=4096))]
+    assert windows == [UNLIMITED_TOKENS, 4096.0]
+    shape = decode_shape({"sequences": 8, "context": 4095, "kv_heads": 8, "group": 4, "width": 128, "cache_bytes": 2})
+    unlimited, limited = (float(_decode(DECODE, card(), *map(scalar, shape), scalar(each), scalar(0.0))) for each in windows)
+    # The tiles at both ends of a full window are read whole, and its kernels share less among the heads of a group.
+    assert limited > unlimited

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
+from optsched.cost.operations import total
 from optsched.cost.power import SLOW_CLOCK, Load, step_clock, step_power_w
 from optsched.cost.precision import Scalar
 from optsched.cost.roofline import smooth_max
@@ -44,12 +45,9 @@ def work_time(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> 
 
     At the tier's clock as it is set (`running` sets it). Stages of a pipeline follow one another: one batch is in flight.
     """
-    total = tier.sequence_overhead_s * features.sequences
-    for operation in compute_operations(shape, features).values():
-        total = total + operation.seconds(tier)
-    for message in communications(shape, features, tier.gpus_per_node).values():
-        total = total + message.seconds(tier)
-    return total
+    computed = total(compute_operations(shape, features).values(), lambda each: each.seconds(tier))
+    sent = total(communications(shape, features, tier.gpus_per_node).values(), lambda each: each.seconds(tier))
+    return tier.sequence_overhead_s * features.sequences + computed + sent
 
 
 def launch_floor(tier: TierParameters, shape: LlmShape) -> Scalar:
@@ -64,12 +62,10 @@ def duration(tier: TierParameters, shape: LlmShape, work_s: Scalar) -> Scalar:
 
 def load(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> Load:
     """Return a step's work on one GPU of the stage that runs."""
-    compute_j, memory_j = jnp.zeros_like(features.pairs), jnp.zeros_like(features.pairs)
-    for operation in compute_operations(shape, features).values():
-        compute_j = compute_j + operation.compute_j(tier)
-        memory_j = memory_j + operation.memory_j(tier)
-    for message in communications(shape, features, tier.gpus_per_node).values():
-        memory_j = memory_j + message.bytes * tier.link_j_per_byte
+    operations, sent = compute_operations(shape, features), communications(shape, features, tier.gpus_per_node)
+    compute_j = total(operations.values(), lambda each: each.compute_j(tier))
+    memory_j = total(operations.values(), lambda each: each.memory_j(tier))
+    memory_j = memory_j + tier.link_j_per_byte * total(sent.values(), lambda each: each.bytes)
     clocks = jnp.array([1.0, SLOW_CLOCK])
     full_s, slow_s = jax.vmap(lambda clock: duration(tier, shape, work_time(at_clock(tier, clock), shape, features)))(clocks)
     return Load(compute_j, memory_j, full_s, slow_s)

@@ -19,6 +19,7 @@ from optsched.cost.shape import Layout, LlmShape
 from optsched.cost.step import dynamic_energy, step_time
 from optsched.cost.tier import TierParameters, peak_flops_per_s
 from optsched.cost.transformer import communications, compute_operations
+from optsched.domain.gemm_law import GemmLaw
 from optsched.domain.hardware import Gpu, Tier
 from optsched.errors import SpecError
 
@@ -106,11 +107,17 @@ def test_the_smooth_maximum_is_a_monotone_upper_bound_within_its_blend(first: fl
     assert value <= grown * (1 + 1e-12) + 1e-25
 
 
+def under(law: GemmLaw) -> TierParameters:
+    card = catalog.gpu("a100-40gb")
+    card = card.replace(efficiency=card.efficiency.replace(gemm={"bf16": law}))
+    return TierParameters.of(Tier(card, card.datasheet.power_w), catalog.llm("opt-13b"))
+
+
 def test_a_large_matrix_product_takes_flops_over_achieved_rate() -> None:
     # 8,192 rows through the feed-forward of OPT-13B (4 d^2 weights in its first half, d 5120, 40 layers) on an A100: 312 TFLOP/s (NVIDIA A100
     # datasheet, bf16 dense) x 0.7, less what the ramps take: 64 of 8,192 rows, 120 of 5,120 inner, 20 of 20,480 outer, and an
     # idle wave of 1,200 x (40 + 8192 x 200 / 8392) tiles' worth. Far from the memory limit.
-    tier = TierParameters.of(catalog.tier("a100-40gb"), catalog.llm("opt-13b"))
+    tier = under(GemmLaw(compute=0.7, half_rows=64.0))
     rows = breakdown(tier, SHAPES["opt-13b", 1], StepFeatures.of(prefill_tokens=8192.0))
     found = next(row for row in rows if row.name == "feed forward in")
     area = (8192 + 64) * (20480 + 20) + 1200 * (40 + 8192 * 200 / 8392)
@@ -121,7 +128,7 @@ def test_a_large_matrix_product_takes_flops_over_achieved_rate() -> None:
 
 def test_one_decoding_sequence_takes_weights_over_achieved_bandwidth() -> None:
     # OPT-13B in 16 bits: 4 d^2 x 40 x 2 B = 8.4 GB of feed-forward weights at 1,555 GB/s (NVIDIA A100 40 GB datasheet) x 0.82.
-    tier = TierParameters.of(catalog.tier("a100-40gb"), catalog.llm("opt-13b"))
+    tier = under(GemmLaw(memory=0.82))
     rows = breakdown(tier, SHAPES["opt-13b", 1], StepFeatures.of(decode_sequences=1.0, kv_tokens=1000.0))
     found = next(row for row in rows if row.name == "feed forward in")
     by_hand = 4 * 5120**2 * 40 * 2 / (1555e9 * 0.82)

@@ -11,7 +11,9 @@ from optsched.cost.evaluate import evaluate_steps
 from optsched.cost.links import transfer_law
 from optsched.cost.rho import rho_s_per_block
 from optsched.cost.tables import origin, replica_parameters, step_law, step_law_error
-from optsched.domain.hardware import FittedStepLaw
+from optsched.domain.elementwise_law import ElementwiseLaw
+from optsched.domain.gemm_law import GemmLaw
+from optsched.domain.hardware import FittedStepLaw, Tier
 from optsched.domain.step_law import StepLaw
 from optsched.errors import UnknownNameError
 
@@ -99,7 +101,10 @@ def test_an_interconnect_without_a_link_file_is_named() -> None:
 
 def test_rho_is_the_rebuild_of_a_block_without_the_attention_that_kv_pays_too() -> None:
     # OPT-13B: 4 d^2 x 40 layers = 4.19 GFLOP per hidden token (papers' arithmetic), about 19 us at 218 TFLOP/s.
-    law = step_law(catalog.llm("opt-13b"), catalog.tier("a100-40gb"))
+    card = catalog.gpu("a100-40gb")
+    laws = {"gemm": {"bf16": GemmLaw(compute=0.7)}, "elementwise": ElementwiseLaw(memory=0.82)}
+    card = card.replace(efficiency=card.efficiency.replace(**laws))
+    law = step_law(catalog.llm("opt-13b"), Tier(card, card.datasheet.power_w))
     rho = rho_s_per_block(law, 16)
     flops = 4 * 5120**2 * 40 / (312e12 * 0.7)
     moved = 40 * 3 * 5120 * 2 / (1555e9 * 0.82)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from threading import Lock
 from time import perf_counter
 from typing import Literal, NamedTuple, get_args
@@ -9,15 +10,15 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.batching.core import DONE, FULL, PAUSED, TIES_OPEN, expand
+from optsched.batching.core import DONE, FULL, PAUSED, TIES_OPEN
 from optsched.batching.duals import Rows
 from optsched.batching.greedy import NO_LIMIT, select
-from optsched.batching.memory_row import Setting, worth
-from optsched.batching.memory_solver import FIRST_WORK, read_off, solve_memory_row
+from optsched.batching.memory_solver import INVALID, go_on, solve_in, with_more_room
 from optsched.batching.problem import BatchProblem
 from optsched.batching.rows import empty_rows_space, solve_rows
 from optsched.batching.solved import Status
-from optsched.batching.workspace import empty_workspace, with_more_states
+from optsched.batching.workspace import empty_buffer, view
+from optsched.compiled import compile_for
 from optsched.errors import ProblemError, UnknownNameError
 
 Array = np.ndarray
@@ -27,7 +28,7 @@ STATES, NODES = 1 << 16, 1 << 17  # room at first; a hard problem makes it grow
 WORK_LIMIT = 50_000_000  # states; about half a second
 ROWS_WORK_LIMIT = 60_000  # states; a few milliseconds
 MEMORY_FIRST = 10_000  # states for the memory row alone, where there are others
-WORK_BETWEEN_CLOCK_READINGS = 1_000_000
+PAUSE = 1_000_000  # states between readings of the clock
 
 
 class Composition(NamedTuple):
@@ -95,7 +96,10 @@ class BatchSolver:
             raise UnknownNameError("ties", ties, get_args(Ties))
         self.capacity = capacity
         self._ties = ties == "free-largest"
-        self._space = empty_workspace(capacity, STATES, NODES)
+        self._buffer = empty_buffer(capacity, STATES, NODES)
+        self._buffer[3] = self._ties
+        with _COMPILING:
+            _compile()
         self._rows_space = empty_rows_space(capacity)
         self._no_tokens = np.zeros(capacity, np.int64)
         self._lock = Lock()
@@ -122,7 +126,7 @@ class BatchSolver:
         pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, tokens
             Contiguous, writable float64 and int64 arrays are used as they are, and not changed; others are copied.
         time_limit_s, work_limit
-            When to stop without a proof: seconds, read every few milliseconds, and sets of deviations looked at; by
+            When to stop without a proof: seconds, read every few hundredths of one, and sets of deviations looked at; by
             default about half a second with the memory row, a few milliseconds with more rows.
         choice
             Where to write the choice; None allocates it.
@@ -137,6 +141,39 @@ class BatchSolver:
         ProblemError
             If there are more requests than the capacity, or the data contradict each other.
         """
+        if tokens is None and max_sequences is None and token_budget is None and time_limit_s is None and work_limit is None:
+            out = np.empty(len(pending_s), np.int8) if choice is None else choice
+            with self._lock:
+                try:
+                    code, value, _, _ = solve_in(
+                        self._buffer, pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, memory_blocks, PAUSE, out
+                    )
+                except TypeError:  # arrays of other kinds: they are copied below
+                    code = INVALID
+            if code == DONE:
+                return _composition((_OPTIMAL, value, value, None, out))
+            if code == TIES_OPEN:
+                return _composition((_OPTIMAL, value, value, "ties", out))
+        return self._solve(
+            pending_s, kv_blocks, hidden_blocks, hidden_penalty_s, memory_blocks, tokens, token_budget, max_sequences,
+            time_limit_s, work_limit, choice,
+        )  # fmt: skip
+
+    def _solve(
+        self,
+        pending_s: Float64[Array, " n"],
+        kv_blocks: Int64[Array, " n"],
+        hidden_blocks: Int64[Array, " n"],
+        hidden_penalty_s: Float64[Array, " n"],
+        memory_blocks: int,
+        tokens: Int64[Array, " n"] | None,
+        token_budget: int | None,
+        max_sequences: int | None,
+        time_limit_s: float | None,
+        work_limit: int | None,
+        choice: Int8[Array, " n"] | None,
+    ) -> Composition:
+        """Solve any problem: with rows, with limits, and of arrays that have to be copied."""
         num = len(pending_s)
         if num > self.capacity:
             raise ProblemError(
@@ -146,6 +183,8 @@ class BatchSolver:
         m, s = _writable(kv_blocks, np.int64), _writable(hidden_blocks, np.int64)
         token = self._no_tokens[:num] if tokens is None else _writable(tokens, np.int64)
         out = np.empty(num, np.int8) if choice is None else choice
+        if out.dtype != np.int8 or not out.flags.carray:
+            raise ProblemError(f"choice is an array of {out.dtype}; it must be a contiguous, writable array of int8, or None.")
         if not len(m) == len(s) == len(u) == len(token) == len(out) or (tokens is None) != (token_budget is None):
             BatchProblem(p, m, s, u, memory_blocks, tokens, token_budget, max_sequences)
             raise ProblemError(f"choice has {len(out)} entries, pending_s {num}; there must be one per request.")
@@ -154,8 +193,8 @@ class BatchSolver:
         with self._lock:
             rowed = tokens is not None or max_sequences is not None
             first = min(MEMORY_FIRST, ROWS_WORK_LIMIT if work_limit is None else work_limit) if rowed else work_limit
-            limit, bound, value, scale = self._memory_row(p, m, s, u, memory_blocks, out, time_limit_s, first)
-            if scale < 0.0 or budget < 0 or sequences < 0:
+            limit, bound, value, valid = self._memory_row(p, m, s, u, int(memory_blocks), out, time_limit_s, first)
+            if not valid or budget < 0 or sequences < 0:
                 BatchProblem(p, m, s, u, memory_blocks, tokens, token_budget, max_sequences)
             broken = rowed and _breaks(out, token, budget, sequences)
             if broken or (rowed and limit in ("work", "time")):
@@ -178,32 +217,19 @@ class BatchSolver:
         out: Int8[Array, " n"],
         time_limit_s: float | None,
         work_limit: int | None,
-    ) -> tuple[str | None, float, float, float]:
-        """Solve the memory row; return what stopped it, the bound, the value, and quanta per second."""
+    ) -> tuple[str | None, float, float, bool]:
+        """Solve the memory row; return what stopped it, the bound, the value, and whether the data are valid."""
         started, most = perf_counter(), WORK_LIMIT if work_limit is None else work_limit
-        pause = min(most, WORK_BETWEEN_CLOCK_READINGS)
-        setting, value = solve_memory_row(self._space, p, m, s, u, memory, self._ties, pause, FIRST_WORK, out)
-        setting = Setting(*setting)
-        frame, search, limit = setting.frame, setting.search, None
-        if search.code == DONE:
-            return None, value, value, setting.scale
-        while search.code in (FULL, PAUSED):
-            if search.code == FULL:
-                self._space = with_more_states(self._space, search.side, search.states, search.nodes)
-            elif search.work >= most:
-                limit = "work"
-                break
+        code, value, bound, work = solve_in(self._buffer, p, m, s, u, memory, min(most, PAUSE), out)
+        while code in (FULL, PAUSED):
+            if code == FULL:
+                self._buffer = with_more_room(self._buffer)
+            elif work >= most:
+                return "work", bound, value, True
             elif time_limit_s is not None and perf_counter() - started >= time_limit_s:
-                limit = "time"
-                break
-            pause = min(most, search.work + WORK_BETWEEN_CLOCK_READINGS)
-            search = expand(self._space, m, s, memory, frame, search, pause)
-        read_off(self._space, search, out)
-        value = worth(p, u, out)
-        if search.code == TIES_OPEN:
-            limit = "ties"
-        bound = (setting.start_value + max(search.most, search.best_value) + frame.tolerance) / setting.scale
-        return limit, value if limit in (None, "ties") else max(value, bound), value, setting.scale
+                return "time", bound, value, True
+            code, value, bound, work = go_on(self._buffer, p, m, s, u, memory, min(most, work + PAUSE), out)
+        return "ties" if code == TIES_OPEN else None, bound, value, code != INVALID
 
     def _rows(
         self,
@@ -218,12 +244,24 @@ class BatchSolver:
         started, most = perf_counter(), ROWS_WORK_LIMIT if work_limit is None else work_limit
         allowed = min(most, ROWS_WORK_LIMIT)
         while True:  # each attempt starts from the plan of the one before
-            proven, value, bound = solve_rows(self._space, self._rows_space, p, u, rows, allowed, out)
+            proven, value, bound = solve_rows(view(self._buffer), self._rows_space, p, u, rows, allowed, out)
             if proven or allowed >= most:
                 return None if proven else "work", bound, value
             if time_limit_s is not None and perf_counter() - started >= time_limit_s:
                 return "time", bound, value
             allowed = min(most, 4 * allowed)
+
+
+_OPTIMAL, _composition = Status.OPTIMAL, partial(tuple.__new__, Composition)
+_COMPILING = Lock()
+
+
+@lru_cache(maxsize=1)
+def _compile() -> None:
+    """Compile the kernels for the arrays that they take as they are; for others they raise TypeError."""
+    reals, wholes = np.zeros(1), np.zeros(1, np.int64)
+    for kernel in (solve_in, go_on):
+        compile_for(kernel, (empty_buffer(1, 1, 1), reals, wholes, wholes, reals, 0, 0, np.zeros(1, np.int8)))
 
 
 def _writable(values: Array, dtype: type[np.generic]) -> Array:

@@ -25,7 +25,7 @@ from jaxtyping import Float64, Int8, Int64
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.heap import pop
 from optsched.batching.workspace import SPAN, Workspace
-from optsched.compiled import kernel
+from optsched.compiled import inlined, kernel
 
 Array = np.ndarray
 
@@ -69,7 +69,7 @@ def stopped(search: Search, code: int) -> Search:
     return Search(code, side, states, nodes, heap, work, value, tie, node, most)
 
 
-@kernel
+@inlined
 def _improved(search: Search, value: int, tie: int, node: int) -> Search:
     """Return the search with another best plan."""
     code, side, states, nodes, heap, work, _, _, _, most = search
@@ -119,7 +119,7 @@ class Frame(NamedTuple):
     later: float
 
 
-@kernel
+@inlined
 def change(
     gain: Int64[Array, " n"],
     penalty: Int64[Array, " n"],
@@ -138,7 +138,7 @@ def change(
     return blocks, value, int(option != SKIP) - int(start != SKIP)
 
 
-@kernel
+@inlined
 def on_offer(
     gain: Int64[Array, " n"],
     penalty: Int64[Array, " n"],
@@ -158,7 +158,7 @@ def on_offer(
     return True
 
 
-@kernel
+@inlined
 def _least_loss(rest: Float64[Array, " w"], frame: Frame, blocks: int, next_loss: float) -> float:
     """Return what a state of that many blocks loses at least by further deviations and by what these leave unused."""
     units = frame.room - blocks
@@ -169,7 +169,7 @@ def _least_loss(rest: Float64[Array, " w"], frame: Frame, blocks: int, next_loss
     return next_loss
 
 
-@kernel
+@inlined
 def _hopeless(frame: Frame, search: Search, state: tuple[int, int, int], next_loss: float, least_loss: float) -> bool:
     """Tell whether no further deviation from a state makes a better plan than the best, ties included."""
     w, v, t = state
@@ -191,9 +191,22 @@ def _hopeless(frame: Frame, search: Search, state: tuple[int, int, int], next_lo
     return tight and t + frame.tie_price * (frame.room - w) <= search.best_tie
 
 
+class _States(NamedTuple):
+    """The buffers of the workspace that merging needs."""
+
+    blocks: Int64[Array, "2 s"]
+    value: Int64[Array, "2 s"]
+    tie: Int64[Array, "2 s"]
+    node: Int64[Array, "2 s"]
+    parent: Int64[Array, " t"]
+    request: Int64[Array, " t"]
+    option: Int8[Array, " t"]
+    rest: Float64[Array, " w"]
+
+
 @kernel
 def _merge(
-    space: Workspace,
+    space: _States,
     i: int,
     deviations: tuple[tuple[int, int, int, int], tuple[int, int, int, int]],
     frame: Frame,
@@ -261,6 +274,9 @@ def expand(
 ) -> Search:
     """Go on with the search until it is finished, the workspace is full, or `work_limit` states have been generated."""
     capacity, length = space.blocks.shape[1], len(space.parent)
+    states = _States(
+        space.blocks, space.value, space.tie, space.node, space.parent, space.request, space.option, space.rest
+    )  # fmt: skip
     while search.heap > 0 and search.states > 0:
         gap = frame.price * frame.room - search.best_value + frame.tolerance
         if space.loss[0] > gap:
@@ -285,8 +301,8 @@ def expand(
             else:
                 second = (option, w, v, -c * kv_blocks[i])
         ways = 1 + int(first[0] >= 0) + int(second[0] >= 0)
-        code, side, states, nodes, _, work, best_value, best_tie, best_node, most = search
-        search = Search(code, side, states, nodes, heap, work + ways * states, best_value, best_tie, best_node, most)
+        code, side, num, nodes, _, work, best_value, best_tie, best_node, most = search
+        search = Search(code, side, num, nodes, heap, work + ways * num, best_value, best_tie, best_node, most)
         next_loss = min(space.loss[0], frame.later) if heap > 0 else frame.later
-        search = _merge(space, i, (first, second), frame, search, next_loss)
+        search = _merge(states, i, (first, second), frame, search, next_loss)
     return stopped(search, DONE)

@@ -15,7 +15,7 @@ from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV, UPGRADE
 from optsched.batching.heap import heapify
 from optsched.batching.threshold import Break, find_break, list_elements, quantise
 from optsched.batching.workspace import Workspace
-from optsched.compiled import kernel
+from optsched.compiled import inlined, kernel
 
 Array = np.ndarray
 
@@ -23,6 +23,7 @@ ROUNDING = 1e-12  # relative to the relaxation's value
 ROUNDING_QUANTA = 4.0
 TIE_WORK, TIE_WORK_PER_REQUEST = 4_000, 2  # states; less than solving takes at its worst
 NO_SCALE = -1.0
+DIVISIONS = 8
 
 
 class Setting(NamedTuple):
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
     start_value: int
 
 
-@kernel
+@inlined
 def _round_down(space: Workspace, num: int, broken: Break) -> tuple[int, float]:
     """Take the elements denser than the break, then of those as dense what fits; return the blocks left and a tie price.
 
@@ -78,13 +79,16 @@ def plan_worth(space: Workspace, kv_blocks: Int64[Array, " n"], choice: Int8[Arr
 
 @kernel
 def _greatest_divisor(a: int, b: int) -> int:
+    """Return the greatest common divisor, or 1 where that takes many steps: then it is hardly ever a large one."""
     a, b = abs(a), abs(b)
-    while b > 0:
+    for _ in range(DIVISIONS):
+        if b == 0:
+            return a
         a, b = b, a % b
-    return a
+    return 1
 
 
-@kernel
+@inlined
 def _find_losses(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -123,7 +127,7 @@ def _find_losses(
     return best, best_option, best_value, best_tie
 
 
-@kernel
+@inlined
 def _fix(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -165,7 +169,7 @@ def _fix(
     return heap, max(blocks, 1), max(divisor, 1), tie_price
 
 
-@kernel
+@inlined
 def _ready(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -208,7 +212,7 @@ def again(
     return _ready(space, kv_blocks, hidden_blocks, memory, setting.frame, known, setting.scale, setting.start_value)
 
 
-@kernel
+@inlined
 def set_up(
     space: Workspace,
     pending_s: Float64[Array, " n"],

@@ -6,16 +6,17 @@ import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
 from optsched.batching.closing import close, with_rest
-from optsched.batching.core import PAUSED, Frame, Search, expand, stopped
+from optsched.batching.core import DONE, PAUSED, TIES_OPEN, Frame, Search, expand, stopped
 from optsched.batching.greedy import SKIP
 from optsched.batching.heap import heapify
 from optsched.batching.memory_row import Setting, again, set_up, worth
 from optsched.batching.scarce import close_by_parts
-from optsched.batching.workspace import Workspace
+from optsched.batching.workspace import Workspace, grown, view
 from optsched.compiled import kernel
 
 Array = np.ndarray
 
+INVALID = 4  # beside the codes of `optsched.batching.core`: the data contradict each other
 FIRST_WORK = 1_000  # states before the corner relaxation is solved
 
 
@@ -101,3 +102,103 @@ def solve_memory_row(
         read_off(space, search, choice)
     setting = Setting(setting.frame, search, setting.scale, setting.start_value)
     return setting, worth(pending_s, hidden_penalty_s, choice)
+
+
+@kernel
+def _save(buffer: Int64[Array, " words"], setting: Setting) -> None:
+    """Keep a paused search in the buffer's head."""
+    room, price, tie_price, tolerance, divisor, start_blocks, start_tie, ties, tie_work, unit, overdrawn, left, later = (
+        setting.frame
+    )
+    code, side, states, nodes, heap, work, value, tie, node, most = setting.search
+    real = buffer.view(np.float64)
+    buffer[4], buffer[5], buffer[6], buffer[7], buffer[8] = room, divisor, start_blocks, start_tie, ties
+    buffer[9], buffer[10], buffer[11], buffer[12], buffer[13] = tie_work, unit, overdrawn, left, code
+    buffer[14], buffer[15], buffer[16], buffer[17], buffer[18] = side, states, nodes, heap, work
+    buffer[19], buffer[20], buffer[21], buffer[22] = value, tie, node, setting.start_value
+    real[23], real[24], real[25], real[26], real[27], real[28] = price, tie_price, tolerance, later, most, setting.scale
+
+
+@kernel
+def _restore(buffer: Int64[Array, " words"]) -> Setting:
+    """Return the search in the buffer's head."""
+    b, real = buffer, buffer.view(np.float64)
+    frame = Frame(b[4], real[23], real[24], real[25], b[5], b[6], b[7], b[8] != 0, b[9], b[10], b[11], b[12], real[26])
+    search = Search(b[13], b[14], b[15], b[16], b[17], b[18], b[19], b[20], b[21], real[27])
+    return Setting(frame, search, real[28], b[22])
+
+
+@kernel
+def _answer(buffer: Int64[Array, " words"], setting: Setting, value: float) -> tuple[int, float, float, int]:
+    """Return code, value, bound and work; keep a search that may go on."""
+    frame, search = setting.frame, setting.search
+    if setting.scale <= 0.0:
+        return (INVALID if setting.scale < 0.0 else DONE), 0.0, 0.0, 0
+    if search.code in (DONE, TIES_OPEN):
+        return search.code, value, value, search.work
+    _save(buffer, setting)
+    bound = (setting.start_value + max(search.most, search.best_value) + frame.tolerance) / setting.scale
+    return search.code, value, max(value, bound), search.work
+
+
+@kernel
+def solve_in(
+    buffer: Int64[Array, " words"],
+    pending_s: Float64[Array, " n"],
+    kv_blocks: Int64[Array, " n"],
+    hidden_blocks: Int64[Array, " n"],
+    hidden_penalty_s: Float64[Array, " n"],
+    memory: int,
+    work_limit: int,
+    choice: Int8[Array, " n"],
+) -> tuple[int, float, float, int]:
+    """Solve in a buffer, whose word 3 tells whether ties matter; see `solve_memory_row`.
+
+    Returns
+    -------
+    tuple
+        `DONE`, `TIES_OPEN`, `PAUSED`, `FULL` or `INVALID` (nothing has been solved), value and bound in seconds, and
+        states generated.
+    """
+    num = len(pending_s)
+    if num > buffer[0] or not num == len(kv_blocks) == len(hidden_blocks) == len(hidden_penalty_s) == len(choice):
+        return INVALID, 0.0, 0.0, 0
+    setting, value = solve_memory_row(
+        view(buffer),
+        pending_s,
+        kv_blocks,
+        hidden_blocks,
+        hidden_penalty_s,
+        memory,
+        buffer[3] != 0,
+        work_limit,
+        FIRST_WORK,
+        choice,
+    )
+    return _answer(buffer, setting, value)
+
+
+@kernel
+def go_on(
+    buffer: Int64[Array, " words"],
+    pending_s: Float64[Array, " n"],
+    kv_blocks: Int64[Array, " n"],
+    hidden_blocks: Int64[Array, " n"],
+    hidden_penalty_s: Float64[Array, " n"],
+    memory: int,
+    work_limit: int,
+    choice: Int8[Array, " n"],
+) -> tuple[int, float, float, int]:
+    """Go on with the search in a buffer that `solve_in` has paused or found too small; returns the same."""
+    space, setting = view(buffer), _restore(buffer)
+    search = expand(space, kv_blocks, hidden_blocks, memory, setting.frame, setting.search, work_limit)
+    read_off(space, search, choice)
+    setting = Setting(setting.frame, search, setting.scale, setting.start_value)
+    return _answer(buffer, setting, worth(pending_s, hidden_penalty_s, choice))
+
+
+@kernel
+def with_more_room(buffer: Int64[Array, " words"]) -> Int64[Array, " words"]:
+    """Return a larger buffer for the search that did not fit into this one."""
+    search = _restore(buffer).search
+    return grown(buffer, search.side, search.states, search.nodes)

@@ -13,6 +13,7 @@ Sinha and Zoltners, "The multiple-choice knapsack problem", Operations Research 
 
 from __future__ import annotations
 
+from math import frexp, ldexp
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from jaxtyping import Float64, Int64
 
 from optsched.batching.greedy import TAKE_HIDDEN, TAKE_KV, UPGRADE
 from optsched.batching.workspace import Workspace
-from optsched.compiled import kernel
+from optsched.compiled import inlined, kernel
 
 Array = np.ndarray
 
@@ -69,8 +70,8 @@ def quantise(
         space.gain[: len(pending_s)] = 0
         space.penalty[: len(pending_s)] = 0
         return 0.0
-    bits = min(LARGEST_VALUE - np.ceil(np.log2(largest)), LARGEST_SUM - np.ceil(np.log2(total)))
-    scale = 2.0 ** min(bits, 1000.0)
+    bits = min(LARGEST_VALUE - frexp(largest)[1], LARGEST_SUM - frexp(total)[1])
+    scale = ldexp(1.0, min(bits, 1000))
     for i in range(len(pending_s)):
         p, u = pending_s[i], min(hidden_penalty_s[i], pending_s[i])
         space.gain[i] = max(np.int64(1), np.int64(np.rint(p * scale))) if p > 0.0 else np.int64(0)
@@ -107,21 +108,22 @@ def list_elements(
     return e, total
 
 
-@kernel
+@inlined
 def _swap(space: Workspace, i: int, j: int) -> None:
     density, weight, element = space.density[i], space.weight[i], space.element[i]
     space.density[i], space.weight[i], space.element[i] = space.density[j], space.weight[j], space.element[j]
     space.density[j], space.weight[j], space.element[j] = density, weight, element
 
 
-@kernel
+@inlined
 def _sort_few(space: Workspace, low: int, high: int) -> None:
     """Sort a handful of elements, densest first, by insertion."""
     for i in range(low + 1, high):
-        j = i
-        while j > low and space.density[j] > space.density[j - 1]:
-            _swap(space, j, j - 1)
+        density, weight, element, j = space.density[i], space.weight[i], space.element[i], i
+        while j > low and density > space.density[j - 1]:
+            space.density[j], space.weight[j], space.element[j] = space.density[j - 1], space.weight[j - 1], space.element[j - 1]
             j -= 1
+        space.density[j], space.weight[j], space.element[j] = density, weight, element
 
 
 @kernel

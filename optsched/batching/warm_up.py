@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from optsched.batching.batch_solver import BatchSolver
 from optsched.batching.bound import upper_bound
-from optsched.batching.core import expand
-from optsched.batching.memory_row import worth
-from optsched.batching.memory_solver import read_off, solve_memory_row
+from optsched.batching.memory_solver import with_more_room
 from optsched.batching.policies import POLICIES
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.problem import BatchProblem
 from optsched.batching.solver import greedy_plan
-from optsched.batching.workspace import empty_workspace, with_more_states
+from optsched.batching.workspace import empty_buffer
 
 
 def warm_up_solvers() -> None:
@@ -38,13 +34,8 @@ def warm_up_solvers() -> None:
 
 
 def warm_up_limits() -> None:
-    """Compile what only hard problems need: going on after a pause, and growing the buffers."""
-    space, sizes = empty_workspace(1, 4, 4), np.ones(1, np.int64)
-    choice = np.zeros(1, np.int8)
-    setting, _ = solve_memory_row(space, np.ones(1), sizes, sizes, np.zeros(1), 1, True, 1, 1, choice)
-    expand(with_more_states(space, 0, 1, 1), sizes, sizes, 1, setting.frame, setting.search, 1)
-    read_off(space, setting.search, choice)
-    worth(np.ones(1), np.zeros(1), choice)
+    """Compile what only hard problems need: growing the buffers."""
+    with_more_room(empty_buffer(1, 1, 1))
 
 
 def warm_up() -> None:

@@ -1,4 +1,8 @@
-"""Buffers of the exact solvers: allocated once, used by every solve."""
+"""Buffers of the exact solvers: allocated once, used by every solve.
+
+They lie in one array, whose head holds their sizes and what a paused search needs to go on: handing one array to compiled
+code takes less time than handing over two dozen.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from optsched.compiled import kernel
 
 Array = np.ndarray
 
+HEAD = 40  # words before the buffers: requests, states, nodes, and a search that has been paused
 SPAN, COPIES = 4096, 4  # changes of blocks and how many deviations of each the corner relaxation keeps
 
 
@@ -67,72 +72,83 @@ class Workspace(NamedTuple):
 
 
 @kernel
-def empty_workspace(requests: int, states: int, nodes: int) -> Workspace:
-    """Return a workspace for that many requests, states and nodes."""
-    n, e = max(1, requests), 2 * requests + 3
+def words(requests: int, states: int, nodes: int) -> int:
+    """Return the 8-byte words of a buffer for that many requests, states and nodes."""
+    n, e, w = max(1, requests), 2 * requests + 3, 2 * SPAN + 1
+    fixed = HEAD + 4 * n + (n + 7) // 8 + 3 * e + 21 + (3 + 2 * COPIES) * w + (w + 7) // 8
+    return int(fixed + 8 * states + 2 * nodes + (nodes + 7) // 8)
+
+
+@kernel
+def view(buffer: Int64[Array, " words"]) -> Workspace:
+    """Return the workspace in a buffer: the words behind its head."""
+    requests, states, nodes = buffer[0], buffer[1], buffer[2]
+    n, e, w = max(1, requests), 2 * requests + 3, 2 * SPAN + 1
+    real, small = buffer.view(np.float64), buffer.view(np.int8)
+    a = HEAD + 4 * n
+    b = a + (n + 7) // 8
+    c = b + 3 * e
+    d = c + 21
+    f = d + (3 + 2 * COPIES) * w
+    g = f + (w + 7) // 8
+    h = g + 8 * states
+    i = h + 2 * nodes
+    state = buffer[g:h].reshape((8, states))
     return Workspace(
-        np.empty(n, np.int64),
-        np.empty(n, np.int64),
-        np.empty(n, np.int8),
-        np.empty(e, np.float64),
-        np.empty(e, np.float64),
-        np.empty(e, np.int64),
-        np.empty(n, np.float64),
-        np.empty(n, np.int64),
-        np.empty((2, states), np.int64),
-        np.empty((2, states), np.int64),
-        np.empty((2, states), np.int64),
-        np.empty((2, states), np.int64),
-        np.empty(nodes, np.int64),
-        np.empty(nodes, np.int64),
-        np.empty(nodes, np.int8),
-        np.empty((3, 3)),
-        np.empty(3),
-        np.empty((3, 3), np.int64),
-        np.empty(2 * SPAN + 1),
-        np.empty(2 * SPAN + 1, np.int64),
-        np.empty(2 * SPAN + 1, np.int64),
-        np.empty(2 * SPAN + 1, np.int8),
-        np.empty((2 * SPAN + 1, COPIES)),
-        np.empty((2 * SPAN + 1, COPIES), np.int64),
+        buffer[HEAD : HEAD + n],
+        buffer[HEAD + n : HEAD + 2 * n],
+        small[8 * a : 8 * a + n],
+        real[b : b + e],
+        real[b + e : b + 2 * e],
+        buffer[b + 2 * e : c],
+        real[HEAD + 2 * n : HEAD + 3 * n],
+        buffer[HEAD + 3 * n : a],
+        state[0:2],
+        state[2:4],
+        state[4:6],
+        state[6:8],
+        buffer[h : h + nodes],
+        buffer[h + nodes : i],
+        small[8 * i : 8 * i + nodes],
+        real[c : c + 9].reshape((3, 3)),
+        real[c + 9 : c + 12],
+        buffer[c + 12 : d].reshape((3, 3)),
+        real[d : d + w],
+        buffer[d + w : d + 2 * w],
+        buffer[d + 2 * w : d + 3 * w],
+        small[8 * f : 8 * f + w],
+        real[d + 3 * w : d + (3 + COPIES) * w].reshape((w, COPIES)),
+        buffer[d + (3 + COPIES) * w : f].reshape((w, COPIES)),
     )
 
 
 @kernel
-def with_more_states(space: Workspace, side: int, states: int, nodes: int) -> Workspace:
-    """Return a workspace with four times the states and nodes; those in use are copied."""
-    wide, long = 4 * space.blocks.shape[1], 4 * len(space.parent)
-    larger = Workspace(
-        space.gain,
-        space.penalty,
-        space.start,
-        space.density,
-        space.weight,
-        space.element,
-        space.loss,
-        space.member,
-        np.empty((2, wide), np.int64),
-        np.empty((2, wide), np.int64),
-        np.empty((2, wide), np.int64),
-        np.empty((2, wide), np.int64),
-        np.empty(long, np.int64),
-        np.empty(long, np.int64),
-        np.empty(long, np.int8),
-        space.normal,
-        space.level,
-        space.held,
-        space.rest,
-        space.place,
-        space.queue,
-        space.copies,
-        space.least,
-        space.deviation,
-    )
-    larger.blocks[side, :states] = space.blocks[side, :states]
-    larger.value[side, :states] = space.value[side, :states]
-    larger.tie[side, :states] = space.tie[side, :states]
-    larger.node[side, :states] = space.node[side, :states]
-    larger.parent[:nodes] = space.parent[:nodes]
-    larger.request[:nodes] = space.request[:nodes]
-    larger.option[:nodes] = space.option[:nodes]
+def empty_buffer(requests: int, states: int, nodes: int) -> Int64[Array, " words"]:
+    """Return a buffer for that many requests, states and nodes."""
+    buffer = np.empty(words(requests, states, nodes), np.int64)
+    buffer[:HEAD] = 0
+    buffer[0], buffer[1], buffer[2] = requests, states, nodes
+    return buffer
+
+
+@kernel
+def empty_workspace(requests: int, states: int, nodes: int) -> Workspace:
+    """Return a workspace for that many requests, states and nodes."""
+    return view(empty_buffer(requests, states, nodes))
+
+
+@kernel
+def grown(buffer: Int64[Array, " words"], side: int, states: int, nodes: int) -> Int64[Array, " words"]:
+    """Return a buffer with four times the states and nodes; those in use, and all else, are copied."""
+    larger = empty_buffer(buffer[0], 4 * buffer[1], 4 * buffer[2])
+    fixed = words(buffer[0], 0, 0)
+    larger[3:fixed] = buffer[3:fixed]
+    old, new = view(buffer), view(larger)
+    new.blocks[side, :states] = old.blocks[side, :states]
+    new.value[side, :states] = old.value[side, :states]
+    new.tie[side, :states] = old.tie[side, :states]
+    new.node[side, :states] = old.node[side, :states]
+    new.parent[:nodes] = old.parent[:nodes]
+    new.request[:nodes] = old.request[:nodes]
+    new.option[:nodes] = old.option[:nodes]
     return larger

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from optsched.batching import BatchPlan, BatchProblem, Status, solve
 from optsched.batching.batch_solver import BatchSolver, Composition
 from optsched.batching.generators import BatchRecipe, generate, read_recipes
+from optsched.batching.workspace import empty_buffer
 from optsched.catalog import data_root
 from optsched.errors import ProblemError, UnknownNameError
 
@@ -176,6 +177,22 @@ def test_the_choice_is_written_where_the_caller_wants_it() -> None:
     assert choice.tolist() == [0, 2]
 
 
+def test_arrays_of_any_kind_are_read_alike_and_left_as_they_are() -> None:
+    p, m, u = np.array([3.0, 2.0, 1.0]), np.array([4, 4, 3]), np.array([0.5, 0.1, 0.0])
+    as_is = SOLVER.solve(p, m, m // 2, u, 6)
+    frozen = [array.copy() for array in (p, m, m // 2, u)]
+    for array in frozen:
+        array.flags.writeable = False
+    spread = [np.repeat(array, 2)[::2] for array in (p, m, m // 2, u)]
+    lists = [p.tolist(), m.tolist(), (m // 2).tolist(), u.tolist()]
+    small = [p.astype(np.float32), m.astype(np.int32), (m // 2).astype(np.uint8), u.astype(np.float32)]
+    for arrays in (frozen, spread, lists, small):
+        found = SOLVER.solve(*arrays, np.int32(6))  # type: ignore[arg-type]
+        assert found.choice.tolist() == as_is.choice.tolist()
+        assert found.value == pytest.approx(as_is.value, rel=1e-7)
+    assert p.tolist() == [3.0, 2.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -186,6 +203,8 @@ def test_the_choice_is_written_where_the_caller_wants_it() -> None:
         ({"kv_blocks": [1]}, r"kv_blocks has 1 entries, pending_s 2"),
         ({"token_budget": 5}, r"token_budget is given without tokens"),
         ({"choice": np.zeros(3, np.int8)}, r"choice has 3 entries, pending_s 2"),
+        ({"choice": np.zeros(2, np.int64)}, r"choice is an array of int64; it must be a contiguous, writable array of int8"),
+        ({"choice": np.zeros(4, np.int8)[::2]}, r"choice is an array of int8; it must be a contiguous, writable array"),
         ({"pending_s": np.zeros(1001)}, r"The problem has 1001 requests; this solver has room for 1000"),
     ],
 )
@@ -216,9 +235,8 @@ def test_growing_buffers_lose_nothing() -> None:
     kv = np.clip(rng.lognormal(2.5, 0.8, 1000), 1, 256).astype(np.int64)
     problem = BatchProblem(0.037 + rng.integers(0, 20, 1000) * 1e-6, kv, -(-3 * kv // 4), kv * 0.0012, kv.sum() // 2)
     small = BatchSolver(1000)
-    small._space = small._space._replace(
-        **{name: getattr(small._space, name)[..., :40].copy() for name in ("blocks", "value", "tie", "node")}
-    )
+    small._buffer = empty_buffer(1000, 40, 300)
+    small._buffer[3] = True
     assert run(problem, small).value == pytest.approx(run(problem).value, rel=1e-12)
 
 

@@ -277,14 +277,13 @@ def test_nothing_pending_is_worth_nothing_under_every_row() -> None:
 
 
 def test_warming_up_leaves_no_kernel_to_compile() -> None:
-    from optsched.batching.core import expand
     from optsched.batching.greedy import select
-    from optsched.batching.memory_solver import solve_memory_row
+    from optsched.batching.memory_solver import go_on, solve_in
     from optsched.batching.rows import solve_rows
     from optsched.batching.warm_up import warm_up_solvers
 
     warm_up_solvers()
-    kernels = (expand, select, solve_memory_row, solve_rows)
+    kernels = (select, solve_in, go_on, solve_rows)
     before = [len(kernel.signatures) for kernel in kernels]  # type: ignore[attr-defined]
     solve(large_problem(0, 100, 0.3))
     solve(hard_problem(), time_limit_s=0.05)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optsched.cost import attention_tables
+from optsched.cost import attention_tables, collective_tables, experts_tables, gemm_tables
 from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
 from optsched.domain.hardware import Gpu
@@ -65,7 +65,12 @@ def _fits(name: str, law: Frozen) -> list[tuple[str, Fit]]:
 
 def families() -> tuple[Family, ...]:
     """Return the families in the order in which their laws are written."""
-    return (Family("attention", attention_tables.TABLE_COLUMNS, attention_tables.fit_tables),)
+    return (
+        Family("matrix products", gemm_tables.COLUMNS, gemm_tables.fit_tables),
+        Family("attention", attention_tables.TABLE_COLUMNS, attention_tables.fit_tables),
+        Family("experts", experts_tables.TABLE_COLUMNS, experts_tables.fit_tables),
+        Family("collectives", collective_tables.TABLE_COLUMNS, collective_tables.fit_tables),
+    )
 
 
 def fit_profile(gpu: Gpu, path: Path, day: str) -> ProfileFit:

@@ -31,6 +31,8 @@ class Datasheet(Frozen):
         Board power limit (TDP).
     interconnect
         Name of the link in ``models/links`` between GPUs of one node.
+    cache_bytes
+        Last-level cache; None: unknown. Benchmarks that repeat themselves find small weights there, which serving never does.
     sources
         Source by field name; ``default`` covers the fields that are not named.
     """
@@ -41,11 +43,13 @@ class Datasheet(Frozen):
     power_w: Watts = Field(alias="power")
     interconnect: str
     gpus_per_node: int = Field(default=8, gt=0)
+    cache_bytes: Bytes | None = Field(default=None, alias="cache")
     sources: dict[str, str] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _every_number_is_sourced(self) -> Self:
-        missing = {"memory", "memory_bandwidth", "flops", "power"} - set(self.sources)
+        needed = {"memory", "memory_bandwidth", "flops", "power"} | ({"cache"} if self.cache_bytes else set())
+        missing = needed - set(self.sources)
         if missing and "default" not in self.sources:
             raise ValueError(f"sources: {', '.join(sorted(missing))} without a source; add it, or a 'default' source")
         return self

@@ -32,6 +32,31 @@ DRAWS = 16  # random loads that expectations are taken over
 _SHAPE = ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "distribution"]
 
 
+def data_types(path: Path) -> frozenset[Dtype]:
+    """Return the data types that a table has experts of.
+
+    Raises
+    ------
+    SpecError
+        If the file is not such a table.
+    """
+    present = set(_table(path)["moe_dtype"].unique().to_list())
+    return frozenset(dtype for dtype, names in DTYPES.items() if present & set(names))
+
+
+def _table(path: Path) -> pl.DataFrame:
+    import polars as pl
+
+    try:
+        table = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise SpecError(f"{error}; give the Parquet file as published", file=path) from error
+    missing = [name for name in (*_SHAPE, "moe_dtype", "kernel_source", "latency") if name not in table.columns]
+    if missing:
+        raise SpecError(f"columns {', '.join(missing)} are missing; give {path.name} as published", file=path)
+    return table
+
+
 def read_experts(path: Path, dtype: Dtype, kernel: str | None = None) -> ExpertRows:
     """Return the routed experts of one data type.
 
@@ -54,13 +79,7 @@ def read_experts(path: Path, dtype: Dtype, kernel: str | None = None) -> ExpertR
 
     if dtype not in DTYPES:
         raise SpecError(f"data type {dtype} has no table of experts; choose among {', '.join(DTYPES)}", file=path)
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give the Parquet file as published", file=path) from error
-    missing = [name for name in (*_SHAPE, "moe_dtype", "kernel_source", "latency") if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give {path.name} as published", file=path)
+    table = _table(path)
     present = set(table["moe_dtype"].unique().to_list())
     chosen = next((name for name in DTYPES[dtype] if name in present), None)
     if chosen is None:

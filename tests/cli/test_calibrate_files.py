@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from factories import LAW, make_plan, make_workload
 
@@ -85,6 +86,51 @@ def test_logs_that_cannot_teach_anything_are_refused_in_one_line(folder: Path, c
     assert "the log's replicas stand on a40, l4; choose one with --tier" in refusal("--from", path)
     assert "no such file" in refusal("--from", "nowhere.parquet")
     assert "--profile and --from exclude each other" in refusal("--from", path, "--profile", path)
+
+
+def nccl_table(path: Path, noise: float) -> None:
+    """Write a table of all-gathers and all-to-alls as aiconfigurator's, over a link of 25 us and 20 GB/s."""
+    draw = np.random.default_rng(1)
+    rows = [(kind, gpus, 1 << power) for kind in ("all_gather", "alltoall") for gpus in (2, 4, 8) for power in range(8, 28)]
+    seconds = np.array([25e-6 * np.log2(gpus) + 2 * size * (gpus - 1) / gpus / 20e9 for _, gpus, size in rows])
+    table = pl.DataFrame(
+        {
+            "kernel_source": "NCCL", "nccl_dtype": "half", "op_name": [kind for kind, _, _ in rows],
+            "num_gpus": [gpus for _, gpus, _ in rows], "message_size": [size for _, _, size in rows],
+            "latency": seconds * 1e3 * np.exp(noise * draw.standard_normal(len(rows))),
+        }
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.write_parquet(path)
+
+
+def test_a_folder_of_tables_becomes_laws_in_the_gpu_s_file_and_all_else_of_it_stays(folder: Path, capsys) -> None:
+    nccl_table(folder / "measured" / "nccl" / "nccl_perf.parquet", noise=0.02)
+    (folder / "measured" / "notes.csv").write_text("what,when\nnothing,never\n")
+    (folder / "measured" / "README.md").write_text("notes")
+    assert invoke(["calibrate", "--profile", "measured", "--tier", "l4", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "measured/notes.csv: none of the known tables; left out\n"
+    printed = json.loads(captured.out)
+    assert set(printed["laws"]) >= {"collectives.all_gather.two", "collectives.all_to_all.eight"}
+    assert all(fit["heldout_shapes_mape"] < 0.25 for fit in printed["laws"].values())
+    packaged = catalog.data_root() / "models" / "gpus" / "l4.toml"
+    written = (folder / "models" / "gpus" / "l4.toml").read_text(encoding="utf-8")
+    assert set(packaged.read_text(encoding="utf-8").splitlines()) <= set(written.splitlines())
+    found, before = catalog.gpu("l4"), files.load(Gpu, "gpu", packaged)
+    assert found.efficiency.collectives is not None
+    assert found.efficiency.collectives.all_gather.eight.fit is not None
+    assert files.load(Gpu, "gpu", Path(printed["out"])).efficiency.replace(collectives=None) == before.efficiency
+    assert invoke(["calibrate", "--profile", "measured", "--tier", "l4"]) == 0
+    assert "Laws fitted to the measurements" in capsys.readouterr().out
+    assert (folder / "models" / "gpus" / "l4.toml").read_text(encoding="utf-8") == written
+
+
+def test_a_law_that_predicts_badly_comes_with_a_warning(folder: Path, capsys) -> None:
+    nccl_table(folder / "nccl_perf.parquet", noise=1.5)
+    assert invoke(["calibrate", "--profile", "nccl_perf.parquet", "--tier", "l4", "--json"]) == 0
+    assert "collectives.all_to_all" in (warned := capsys.readouterr().err)
+    assert "off on measurements it was not fitted to, more than 25%" in warned
 
 
 def test_profiles_that_hold_no_known_table_are_refused_in_one_line(folder: Path, capsys) -> None:

@@ -15,7 +15,7 @@ from optsched.compiled import kernel
 Array = np.ndarray
 
 NOWHERE = SPAN + 1
-SETTLING, SETTLING_TIES = 20_000_000, 50_000  # edges; some 20 ms, and less than 0.1 ms
+SETTLING, SETTLING_TIES = 20_000_000, 50_000  # edges; some 40 ms, and 0.1 ms
 
 
 @kernel
@@ -66,6 +66,16 @@ def _nearest_state(space: Workspace, frame: Frame, search: Search) -> tuple[int,
         if at_most > reach:
             best, reach = state, at_most
     return best, reach
+
+
+@kernel
+def _limits(space: Workspace, frame: Frame, search: Search, edges: Edges) -> tuple[int, int]:
+    """Return up to how many units overdrawn and left least losses are needed: a deviation from any state, or the state."""
+    overdrawn, left = edges.most_added, 0
+    for state in range(search.states):
+        units = (frame.room - space.blocks[search.side, state]) // frame.unit
+        overdrawn, left = max(overdrawn, -units), max(left, units)
+    return min(overdrawn, SPAN), min(left + edges.most_removed, SPAN)
 
 
 @kernel
@@ -153,7 +163,7 @@ def close(
     room, unused = frame.room // frame.unit, frame.price * frame.unit
     if edges.added < 0 or room + edges.most_removed > SPAN:
         return frame, search
-    until = NOWHERE
+    limits, until = _limits(space, frame, search, edges), NOWHERE
     if search.states == 1 and space.blocks[search.side, 0] == 0:
         until, last = room, pair(space, edges, room, search.nodes)
         search = _keep_better(space, kv_blocks, hidden_blocks, frame, search, 0, last)
@@ -162,19 +172,19 @@ def close(
         not frame.ties or _ties_settled(space, kv_blocks, hidden_blocks, memory, frame, search, most)
     ):
         return frame, stopped(search, DONE)
-    size, settled = settle(space, edges, room, unused, most, begin(space), until, SETTLING)
+    size, settled = settle(space, edges, limits, unused, most, begin(space), until, SETTLING)
     if size > 0 and (until == NOWHERE or space.rest[SPAN + room] > settled):  # the budget is spent
-        cap(space, edges, room, settled)
+        cap(space, limits, settled)
         size = 0
-    frame = with_rest(frame, edges.most_added, room + edges.most_removed, np.inf)
+    frame = with_rest(frame, limits[0], limits[1], np.inf)
     search = _bounded(space, kv_blocks, hidden_blocks, frame, search, edges, unused)
     most = whole - search.best_value + frame.tolerance
     proven = search.most <= search.best_value + frame.tolerance
     if proven and not frame.ties:
         return frame, stopped(search, DONE)
     if size > 0:
-        _, settled = settle(space, edges, room, unused, most, size, NOWHERE, SETTLING_TIES if proven else SETTLING)
-        cap(space, edges, room, settled)
+        _, settled = settle(space, edges, limits, unused, most, size, NOWHERE, SETTLING_TIES if proven else SETTLING)
+        cap(space, limits, settled)
     if proven and _ties_settled(space, kv_blocks, hidden_blocks, memory, frame, search, most):
         return frame, stopped(search, DONE)
     return frame, search

@@ -170,14 +170,14 @@ def begin(space: Workspace) -> int:
 
 @kernel
 def settle(
-    space: Workspace, edges: Edges, room: int, unused: float, most: float, size: int, until: int, budget: int
+    space: Workspace, edges: Edges, limits: tuple[int, int], unused: float, most: float, size: int, until: int, budget: int
 ) -> tuple[int, float]:
     """Settle the least losses at which the blocks left can be used up, in their order, as far as they are at most `most`.
 
     Parameters
     ----------
-    room
-        Blocks left at the start, in units.
+    limits
+        Up to how many units overdrawn, and left; no fewer than the largest changes.
     unused
         Price of a unit left unused.
     size
@@ -192,7 +192,7 @@ def settle(
     tuple
         The queue's size, and what those not settled lose at least.
     """
-    low, high = SPAN - edges.most_added, SPAN + min(SPAN, room + edges.most_removed + 1)
+    low, high = SPAN - limits[0], SPAN + limits[1]
     rest, density, element, added, removed = space.rest, space.density, space.element, edges.added, edges.removed
     place, queue = space.place, space.queue
     loss = 0.0
@@ -224,7 +224,7 @@ def settle(
 
 
 @kernel
-def cap(space: Workspace, edges: Edges, room: int, settled: float) -> None:
+def cap(space: Workspace, limits: tuple[int, int], settled: float) -> None:
     """Lower the least losses that have not been settled to what they are at least."""
-    for node in range(SPAN - edges.most_added, SPAN + min(SPAN, room + edges.most_removed + 1) + 1):
+    for node in range(SPAN - limits[0], SPAN + limits[1] + 1):
         space.rest[node] = min(space.rest[node], settled)

@@ -21,7 +21,7 @@ Array = np.ndarray
 
 ROUNDING = 1e-12  # relative to the relaxation's value
 ROUNDING_QUANTA = 4.0
-TIE_WORK, TIE_WORK_PER_REQUEST = 4_000, 2  # states; less than solving takes at its worst
+TIE_WORK, TIE_WORK_PER_REQUEST = 9_000, 2  # states; less than solving takes at its worst
 NO_SCALE = -1.0
 DIVISIONS = 8
 

@@ -17,7 +17,7 @@ from optsched.compiled import kernel
 Array = np.ndarray
 
 INVALID = 4  # beside the codes of `optsched.batching.core`: the data contradict each other
-FIRST_WORK = 1_000  # states before the corner relaxation is solved
+FIRST_WORK = 5_000  # states before the corner relaxation is solved
 
 
 @kernel

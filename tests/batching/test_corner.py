@@ -119,7 +119,8 @@ def test_least_losses_are_shortest_paths_in_whatever_order_blocks_come_and_go(
     added: dict[int, float], removed: dict[int, float], room: int
 ) -> None:
     edges = edges_of(SPACE, added, removed)
-    settle(SPACE, edges, room, 1.0, 1e6, begin(SPACE), SPAN + 1, 10**6)
+    limits = (edges.most_added, room + edges.most_removed)
+    settle(SPACE, edges, limits, 1.0, 1e6, begin(SPACE), SPAN + 1, 10**6)
     assert SPACE.rest[SPAN + room] == pytest.approx(least_by_search(added, removed, 1.0, room), abs=1e-9)
 
 
@@ -127,5 +128,5 @@ def test_a_budget_that_is_spent_leaves_lower_bounds() -> None:
     added, removed = {3: 0.5, 7: 0.25, 12: 1.0}, {5: 0.125, 4: 0.75}
     edges = edges_of(SPACE, added, removed)
     for budget in range(0, 60, 3):
-        _, settled = settle(SPACE, edges, 17, 1.0, 1e6, begin(SPACE), SPAN + 1, budget)
+        _, settled = settle(SPACE, edges, (12, 22), 1.0, 1e6, begin(SPACE), SPAN + 1, budget)
         assert min(SPACE.rest[SPAN + 17], settled) <= least_by_search(added, removed, 1.0, 17) + 1e-9

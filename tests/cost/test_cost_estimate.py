@@ -39,7 +39,10 @@ def test_hidden_cache_slows_the_decode_step_and_a_window_bounds_what_it_reads() 
         return found.decode_step_s
 
     assert step("opt-13b", 1000, 32_000) > step("opt-13b", 1000, 16_000) > step("opt-13b", 1000, 0)
-    assert step("llama-3.1-8b", 8192, 0, 1024) == pytest.approx(step("llama-3.1-8b", 1024, 0))
+    windowed = step("llama-3.1-8b", 8192, 0, 1024)
+    assert windowed == pytest.approx(step("llama-3.1-8b", 65536, 0, 1024))
+    # The kernel reads the tiles at both ends of the window whole, so it takes a little longer than on so short a context.
+    assert step("llama-3.1-8b", 1024, 0) <= windowed < step("llama-3.1-8b", 1536, 0)
 
 
 def test_a_measured_law_replaces_the_model_and_says_so() -> None:

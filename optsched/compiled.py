@@ -93,6 +93,8 @@ def call_by_address(sample: Callable[[], tuple[object, ...]]) -> Callable[..., i
     from numba.core import cgutils, types
     from numba.extending import intrinsic
 
+    unlikely: Any = cgutils.if_unlikely
+
     def call(_: Any, address: Any, first: Any, second: Any, third: Any, fourth: Any, fifth: Any) -> Any:
         wanted = _types_of(sample())
 
@@ -101,13 +103,13 @@ def call_by_address(sample: Callable[[], tuple[object, ...]]) -> Callable[..., i
             kind = convention.get_function_type(types.int64, wanted)
             pointer = builder.inttoptr(values[0], kind.as_pointer())
             status, result = convention.call_function(builder, pointer, types.int64, wanted, values[1:])
-            with cgutils.if_unlikely(builder, status.is_error):
+            with unlikely(builder, status.is_error):
                 convention.return_status_propagate(builder, status)
             return result
 
         return types.int64(types.int64, *wanted), generate
 
-    compiled: Callable[..., int] = intrinsic(call)  # type: ignore[no-untyped-call]
+    compiled: Callable[..., int] = intrinsic(call)
     return compiled
 
 

@@ -62,19 +62,18 @@ def read_distserve_steps(path: Path, kv_token_budgets: Mapping[tuple[str, int], 
             rows += [row] if fits and seconds > 0 else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise SpecError(f"{error!r} while reading the profile; give the file as published", file=path) from error
-    kind, llm, tp, sequences, new, context, seconds = (
-        (np.array(column) for column in zip(*rows, strict=True)) if rows else 7 * (np.array([]),)
-    )
+    columns = [np.array(column) for column in zip(*rows, strict=True)] if rows else [np.array([])] * 7
+    kinds, llms, degrees, batch, prompt, cached, taken = columns
     return StepRows(
-        kind=kind,
-        llm=llm,
+        kind=kinds,
+        llm=llms,
         gpu=np.array([GPU] * len(rows)),
         engine=np.array([engine] * len(rows)),
-        tp=tp.astype(np.int64),
-        sequences=sequences.astype(np.float64),
-        new_tokens=new.astype(np.float64),
-        context_tokens=context.astype(np.float64),
-        seconds=seconds.astype(np.float64),
+        tp=degrees.astype(np.int64),
+        sequences=batch.astype(np.float64),
+        new_tokens=prompt.astype(np.float64),
+        context_tokens=cached.astype(np.float64),
+        seconds=taken.astype(np.float64),
         source=SOURCE,
         left_out={"steps beyond the cache of the replica": beyond, "steps with a formula below zero": unsound},
     )

@@ -77,7 +77,7 @@ def coast(state: State, engine: Engine, replica: int) -> float:
     growing = np.zeros(engine.block_tokens, np.int64)
     most, kv_tokens = _steps_to_go(state, engine, replica, growing)
     if most < 1:
-        return now
+        return float(now)
     running, busy = replicas.counts[replica, 0], 1
     if replicas.host[replica] >= 0:
         busy += replicas.busy_on_host[replicas.host[replica]]

@@ -182,6 +182,11 @@ def _turns(workload: Workload) -> Turns:
     )  # fmt: skip
 
 
+def _outbox(capacity: int) -> Outbox:
+    kind, subject, replica = np.zeros((3, capacity), np.int64)
+    return Outbox(kind, subject, replica, np.zeros(capacity), np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
 def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
     """Lay out a simulation of a workload on a plan's replicas at time 0, with all arrivals in the heap."""
     conversations, count = workload.num_conversations, len(plan.replicas)
@@ -209,12 +214,7 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
         turns=_turns(workload),
         heap=heap,
         steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
-        outbox=Outbox(
-            *(np.zeros(4 * conversations + 64, np.int64) for _ in range(3)),
-            np.zeros(4 * conversations + 64),
-            np.zeros(1, np.int64),
-            np.zeros(1, np.int64),
-        ),
+        outbox=_outbox(4 * conversations + 64),
         clock=np.zeros(1),
         counters=np.zeros(3, np.int64),
         transfer_s_per_byte=rate,

@@ -14,6 +14,12 @@ from optsched.units import human
 if TYPE_CHECKING:
     from optsched.cost.breakdown import BreakdownRow
     from optsched.cost.estimate import Estimate
+    from optsched.cost.sensitivity import Sensitivity
+
+_ERRORS = (
+    "prefill_standard_error_s", "decode_step_standard_error_s", "prefill_energy_standard_error_j",
+    "decode_energy_standard_error_j_per_token", "prefill_model_error", "decode_step_model_error", "not_fitted",
+)  # fmt: skip
 
 
 def estimate(
@@ -56,7 +62,7 @@ def estimate(
     link
         Link between the GPUs of the replica; the gpu's own interconnect unless given.
     sensitivity
-        Show by how many percent the times change per percent of each coefficient.
+        Show what a tenth more compute, bandwidth, link, overhead or power would change.
     json
         Print one JSON object.
     """
@@ -81,10 +87,13 @@ def estimate(
         warn(f"{max(prompt, cached)} tokens exceed the {shape.max_positions} positions of {shape.name}; estimated all the same")
     if batch * cached > answer.memory.kv_token_budget and not hidden_tokens:
         warn(f"{batch} x {cached} cached tokens exceed the budget of {answer.memory.kv_token_budget}; the batch would not fit")
+    sibling = place.gpu.efficiency.sibling if answer.origin == "assumed" else None
     if json:
-        emit_json(_as_json(answer))
+        emit_json({**_as_json(answer), "sibling": sibling})
         return
     _print(answer, f"{shape.name} on {place.name}" + (f", tp={tp}" if tp > 1 else "") + (f", pp={pp}" if pp > 1 else ""))
+    if sibling:
+        print_line(f"What {place.gpu.name} has no laws of its own for is estimated by those of its sibling {sibling}.")
 
 
 def _as_json(answer: Estimate) -> dict[str, object]:
@@ -107,10 +116,14 @@ def _as_json(answer: Estimate) -> dict[str, object]:
             "kv_token_budget": answer.memory.kv_token_budget,
         },
         "origin": answer.origin,
+        **{name: getattr(answer, name) for name in _ERRORS},
         "breakdown": {"prefill": rows(answer.prefill), "decode": rows(answer.decode)},
     }
     if answer.prefill_sensitivity is not None and answer.decode_sensitivity is not None:
-        value["sensitivity"] = {"prefill": answer.prefill_sensitivity, "decode": answer.decode_sensitivity}
+        value["sensitivity"] = {
+            kind: {name: {"elasticity": each.elasticity, "change": each.change} for name, each in found.items()}
+            for kind, found in (("prefill", answer.prefill_sensitivity), ("decode", answer.decode_sensitivity))
+        }
     return value
 
 
@@ -119,10 +132,20 @@ def _print(answer: Estimate, title: str) -> None:
         title,
         ("", "time", "energy"),
         [
-            ("prefill of the prompt", seconds(answer.prefill_s), human(answer.prefill_energy_j, "J")),
-            ("decode step", seconds(answer.decode_step_s), f"{human(answer.decode_energy_j_per_token, 'J')} per token"),
+            (
+                "prefill of the prompt",
+                seconds(answer.prefill_s) + _spread(answer.prefill_standard_error_s, answer.prefill_s),
+                human(answer.prefill_energy_j, "J") + _spread(answer.prefill_energy_standard_error_j, answer.prefill_energy_j),
+            ),
+            (
+                "decode step",
+                seconds(answer.decode_step_s) + _spread(answer.decode_step_standard_error_s, answer.decode_step_s),
+                f"{human(answer.decode_energy_j_per_token, 'J')} per token"
+                + _spread(answer.decode_energy_standard_error_j_per_token, answer.decode_energy_j_per_token),
+            ),
         ],
     )
+    _print_errors(answer)
     fits = answer.memory
     print_table(
         "memory",
@@ -139,10 +162,41 @@ def _print(answer: Estimate, title: str) -> None:
             _print_breakdown(name, rows)
     if answer.prefill_sensitivity is not None and answer.decode_sensitivity is not None:
         decode = answer.decode_sensitivity
-        cells = [(name, f"{value:+.3f}", f"{decode[name]:+.3f}") for name, value in answer.prefill_sensitivity.items()]
-        print_table("percent of time per percent of the coefficient", ("coefficient", "prefill", "decode"), cells)
+        cells = [
+            (name.replace("_", " "), *_cells(each), *_cells(decode[name])) for name, each in answer.prefill_sensitivity.items()
+        ]
+        print_table(
+            "what more of a resource changes (elasticity; time with 10 % more)",
+            ("resource", "prefill", "+10 %", "decode", "+10 %"),
+            cells,
+        )
     if answer.origin == "assumed":
         print_line("Coefficients are assumed, not fitted to measurements of this gpu; times may be off by tens of percent.")
+
+
+def _cells(each: Sensitivity) -> tuple[str, str]:
+    return f"{each.elasticity:+.3f}", f"{each.change:+.1%}"
+
+
+def _spread(error: float | None, value: float) -> str:
+    return "" if error is None else f" +- {error / value:.1%}"
+
+
+def _print_errors(answer: Estimate) -> None:
+    """Say what the figures' standard errors are, and what they leave out."""
+    if answer.prefill_standard_error_s is None:
+        why = "assumed" if answer.origin == "assumed" else "the measured step law keeps none"
+        print_line(f"No standard error: {why}.")
+        return
+    parts = ["+- is the standard error of the fitted coefficients alone."]
+    if answer.prefill_model_error is not None and answer.decode_step_model_error is not None:
+        parts.append(
+            "Error of the laws on held-out measurements, weighted by time: prefill "
+            f"{answer.prefill_model_error:.1%}, decode step {answer.decode_step_model_error:.1%}."
+        )
+    if answer.not_fitted:
+        parts.append(f"Not fitted, so in neither: {', '.join(name.replace('_', ' ') for name in answer.not_fitted)}.")
+    print_line(" ".join(parts))
 
 
 def _print_breakdown(name: str, rows: Sequence[BreakdownRow]) -> None:

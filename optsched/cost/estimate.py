@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -10,8 +11,9 @@ from optsched.cost.breakdown import BreakdownRow, breakdown
 from optsched.cost.evaluate import evaluate_steps
 from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
 from optsched.cost.memory import Memory, memory
-from optsched.cost.sensitivity import elasticities
+from optsched.cost.sensitivity import Sensitivity, sensitivities
 from optsched.cost.tables import fitted_law, law_totals, origin, replica_parameters
+from optsched.cost.uncertainty import Uncertainty, uncertainties
 from optsched.domain.efficiency import Origin
 from optsched.domain.hardware import Link, Tier
 from optsched.domain.llm import Llm
@@ -39,7 +41,15 @@ class Estimate:
     prefill, decode
         Where the time of the prompt's last chunk and of the decode step goes; empty where a measured step law was used.
     prefill_sensitivity, decode_sensitivity
-        Elasticities by tier field: the percentage the time changes per percent of the field; empty if not asked for.
+        What each resource does to the time (`optsched.cost.sensitivity.sensitivities`); None if not asked for.
+    prefill_standard_error_s, decode_step_standard_error_s, prefill_energy_standard_error_j,
+    decode_energy_standard_error_j_per_token
+        How far the fit of the laws leaves the figure open; None where no law in use was fitted, or a measured step law was
+        used. It leaves out by how much a law errs that has the best coefficients:
+    prefill_model_error, decode_step_model_error
+        Mean error of the laws on held-out measurements, weighted by their shares of the time; None where there are none.
+    not_fitted
+        Families of operations that take part of either time and whose laws were not fitted.
     """
 
     prefill_s: float
@@ -50,8 +60,25 @@ class Estimate:
     origin: Origin
     prefill: tuple[BreakdownRow, ...] = ()
     decode: tuple[BreakdownRow, ...] = ()
-    prefill_sensitivity: dict[str, float] | None = None
-    decode_sensitivity: dict[str, float] | None = None
+    prefill_sensitivity: dict[str, Sensitivity] | None = None
+    decode_sensitivity: dict[str, Sensitivity] | None = None
+    prefill_standard_error_s: float | None = None
+    decode_step_standard_error_s: float | None = None
+    prefill_energy_standard_error_j: float | None = None
+    decode_energy_standard_error_j_per_token: float | None = None
+    prefill_model_error: float | None = None
+    decode_step_model_error: float | None = None
+    not_fitted: tuple[str, ...] = ()
+
+
+class _Errors(TypedDict):
+    prefill_standard_error_s: float | None
+    decode_step_standard_error_s: float | None
+    prefill_energy_standard_error_j: float | None
+    decode_energy_standard_error_j_per_token: float | None
+    prefill_model_error: float | None
+    decode_step_model_error: float | None
+    not_fitted: tuple[str, ...]
 
 
 def prefill_chunks(llm: Llm, prompt_tokens: int, chunk_tokens: int, context_tokens: int = 0) -> StepFeatures:
@@ -133,7 +160,7 @@ def estimate(
     chunk_tokens
         Most new tokens per step of the prefill.
     sensitivity
-        Whether to compute elasticities.
+        Whether to compute sensitivities.
 
     Raises
     ------
@@ -150,6 +177,7 @@ def estimate(
         return _from_law(measured, fits, chunks, step)
     parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
     prefill, decode = evaluate_steps(parameters, shape, chunks), evaluate_steps(parameters, shape, step.rows())
+    open_prefill, open_decode = uncertainties(llm, tier, [chunks, step], tp=tp, pp=pp, link=link)
     return Estimate(
         prefill_s=float(prefill.seconds.sum()),
         decode_step_s=float(decode.seconds[0]),
@@ -159,9 +187,23 @@ def estimate(
         origin=origin(tier.gpu, llm, tp, pp),
         prefill=breakdown(parameters, shape, chunks.row(-1)),
         decode=breakdown(parameters, shape, step),
-        prefill_sensitivity=elasticities(parameters, shape, chunks) if sensitivity else None,
-        decode_sensitivity=elasticities(parameters, shape, step) if sensitivity else None,
+        prefill_sensitivity=sensitivities(parameters, shape, chunks) if sensitivity else None,
+        decode_sensitivity=sensitivities(parameters, shape, step) if sensitivity else None,
+        **_errors(open_prefill, open_decode, batch),
     )
+
+
+def _errors(prefill: Uncertainty, decode: Uncertainty, batch: int) -> _Errors:
+    spread_j = decode.standard_error_j
+    return {
+        "prefill_standard_error_s": prefill.standard_error_s,
+        "decode_step_standard_error_s": decode.standard_error_s,
+        "prefill_energy_standard_error_j": prefill.standard_error_j,
+        "decode_energy_standard_error_j_per_token": None if spread_j is None else spread_j / batch,
+        "prefill_model_error": prefill.model_error,
+        "decode_step_model_error": decode.model_error,
+        "not_fitted": tuple(dict.fromkeys((*prefill.unknown, *decode.unknown))),
+    }
 
 
 def _from_law(law: StepLaw, fits: Memory, chunks: StepFeatures, step: StepFeatures) -> Estimate:

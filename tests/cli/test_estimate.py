@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from optsched import catalog
 from optsched.cli import invoke
+from optsched.domain.fit import Fit
+from optsched.domain.hardware import Tier
 
 A40 = ["estimate", "--llm", "qwen3-0.6b", "--tier", "a40@200W"]
 
@@ -17,20 +20,56 @@ def test_estimate_prints_one_json_object_with_the_promised_keys(capsys: pytest.C
     assert found["origin"] in {"assumed", "fitted"}
     assert found["prefill_s"] == pytest.approx(0.80, rel=0.15)  # ConServe artifact, 200 W
     assert "sensitivity" not in found
+    assert {found["prefill_standard_error_s"], found["decode_energy_standard_error_j_per_token"]} == {None}
 
 
 def test_estimate_shows_tables_and_says_that_coefficients_are_assumed(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke([*A40, "--sensitivity"]) == 0
     text = capsys.readouterr().out
-    for word in ("decode step", "KV cache budget", "prefill attention", "limited by", "memory_bytes_per_s", "assumed"):
+    for word in (
+        "decode step",
+        "KV cache budget",
+        "prefill attention",
+        "limited by",
+        "memory bandwidth",
+        "No standard error: assumed",
+    ):
         assert word in text
 
 
 def test_sensitivity_is_part_of_the_json_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke([*A40, "--sensitivity", "--hidden-tokens", "512", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["sensitivity"]["decode"]["step_overhead_s"] > 0
+    assert set(found["sensitivity"]["decode"]) == {
+        "compute", "memory_bandwidth", "link_bandwidth", "link_latency", "overheads", "power_cap",
+    }  # fmt: skip
+    assert found["sensitivity"]["decode"]["overheads"]["elasticity"] > 0
+    assert found["sensitivity"]["prefill"]["compute"]["change"] < 0
     assert any(row["operation"] == "hidden rebuild" for row in found["breakdown"]["decode"])
+
+
+def test_standard_errors_are_shown_beside_the_error_of_the_laws(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = catalog.gpu("a40")
+    fit = Fit(
+        source="invented", date="2026-11-21", num_rows=9, train_mape=0.03, heldout_shapes_mape=0.05,
+        parameters=("compute", "memory"), covariance=((4e-4, 1e-4), (1e-4, 4e-4)),
+    )  # fmt: skip
+    law = card.efficiency.gemm_law("bf16").replace(compute=0.6, memory=0.7, fit=fit)
+    fitted = card.replace(efficiency=card.efficiency.replace(gemm={"bf16": law}, origin="fitted"))
+    monkeypatch.setattr(catalog, "tier", lambda name: Tier(fitted, 200.0))
+    assert invoke([*A40, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["prefill_standard_error_s"] < 0.1 * found["prefill_s"]
+    assert 0 < found["decode_step_standard_error_s"] < 0.1 * found["decode_step_s"]
+    assert 0 < found["prefill_energy_standard_error_j"] < 0.1 * found["prefill_energy_j"]
+    assert 0 < found["decode_step_model_error"] < 0.05
+    assert "decode_attention" in found["not_fitted"]
+    assert invoke(A40) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("+-", "standard error of the fitted coefficients alone", "held-out measurements", "Not fitted, so in neither:"):
+        assert words in text
 
 
 def test_several_gpus_and_a_named_link_can_be_estimated(capsys: pytest.CaptureFixture[str]) -> None:

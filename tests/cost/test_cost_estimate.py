@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from optsched import catalog
-from optsched.cost.estimate import estimate
+from optsched.cost.estimate import decode_step, estimate, prefill_chunks
+from optsched.cost.sensitivity import elasticities
+from optsched.cost.tables import replica_parameters
 from optsched.domain.hardware import FittedStepLaw, Tier
 from optsched.domain.step_law import StepLaw
 from optsched.errors import SpecError
@@ -20,16 +22,23 @@ def test_an_estimate_adds_up_over_its_breakdown() -> None:
 
 
 def test_elasticities_of_a_step_add_up_to_its_use_of_time() -> None:
-    # Time is homogeneous: rates up and overheads down by one factor shorten every step by exactly that factor.
-    found = estimate(LLM, A40, prompt_tokens=5000, batch=64, context_tokens=3000, sensitivity=True)
-    for each in (found.prefill_sensitivity, found.decode_sensitivity):
-        assert each is not None
+    # Time is homogeneous: rates up and times down by one factor shorten every step by exactly that factor.
+    parameters, shape = replica_parameters(LLM, A40)
+    for features in (prefill_chunks(LLM, 5000, 2048), decode_step(LLM, 64, 3000)):
+        each = elasticities(parameters, shape, features)
         rates = sum(value for name, value in each.items() if name.endswith("_per_s"))
-        overheads = sum(value for name, value in each.items() if name.endswith(("overhead_s", "latency_s", "launch_s")))
-        assert overheads - rates == pytest.approx(1.0, abs=1e-9)
-        assert rates < 0 < overheads
+        times = sum(value for name, value in each.items() if name.endswith("_s") and not name.endswith("_per_s"))
+        assert times - rates == pytest.approx(1.0, abs=1e-9)
+        assert rates < 0 < times
+
+
+def test_an_estimate_says_what_more_of_a_resource_changes_if_asked() -> None:
+    found = estimate(LLM, A40, prompt_tokens=5000, batch=64, context_tokens=3000, sensitivity=True)
+    assert found.prefill_sensitivity is not None
     assert found.decode_sensitivity is not None
-    assert found.decode_sensitivity["memory_bytes_per_s"] < -0.7
+    assert found.decode_sensitivity["memory_bandwidth"].elasticity < -0.5
+    assert found.prefill_sensitivity["compute"].change < found.decode_sensitivity["compute"].change <= 0
+    assert estimate(LLM, A40, prompt_tokens=50, batch=4, context_tokens=30).decode_sensitivity is None
 
 
 def test_hidden_cache_slows_the_decode_step_and_a_window_bounds_what_it_reads() -> None:

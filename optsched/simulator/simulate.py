@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from optsched.batching.policies import own_parameters, policy_parameters
-from optsched.batching.policies.dispatch import policy_address
+from optsched.batching.policies import policy_parameters
+from optsched.batching.policies.dispatch import own_parameters, policy_address
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload

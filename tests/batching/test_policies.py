@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsched.batching.blocks import blocks_for
-from optsched.batching.policies import POLICIES, own_parameters, policy_parameters
-from optsched.batching.policies.dispatch import compiled_policy
+from optsched.batching.policies import POLICIES, policy_parameters
+from optsched.batching.policies.dispatch import compiled_policy, own_parameters
 from optsched.batching.state import HIDDEN, KV, NO_CACHE, Counts, Decision, Engine, Requests
 from optsched.errors import UnknownNameError
 

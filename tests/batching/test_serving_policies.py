@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optsched.batching.policies import own_parameters, policy_parameters
-from optsched.batching.policies.dispatch import compiled_policy
+from optsched.batching.policies import policy_parameters
+from optsched.batching.policies.dispatch import compiled_policy, own_parameters
 from optsched.batching.policies.random import drawn
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests
 from optsched.errors import SpecError

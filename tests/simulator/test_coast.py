@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import workloads
 
-from optsched.batching.policies import POLICIES, own_parameters, policy_parameters
-from optsched.batching.policies.dispatch import compiled_policy
+from optsched.batching.policies import POLICIES, policy_parameters
+from optsched.batching.policies.dispatch import compiled_policy, own_parameters
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests
 from optsched.domain.scenario import EngineSpec
 from optsched.domain.workload import Workload

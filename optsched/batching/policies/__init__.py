@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
-import numpy as np
-from jaxtyping import Float64
-
-from optsched.batching.state import MOST_PARAMETERS
 from optsched.errors import SpecError, UnknownNameError
-
-Array = np.ndarray
 
 POLICIES: dict[str, dict[str, float]] = {
     "apt-serve": {"count_violators": 0.0},
@@ -62,14 +57,6 @@ def policy_parameters(policy: str, given: Mapping[str, float]) -> dict[str, floa
             )
         if name in TARGETS and not value > 0:
             raise SpecError(f"{value!r}: must be a positive number of seconds", field=f"batching_parameters.{name}")
-        if not 0 <= value < np.inf:
+        if not 0 <= value < inf:
             raise SpecError(f"{value!r}: must be a non-negative number", field=f"batching_parameters.{name}")
     return {**known, **given}
-
-
-def own_parameters(policy: str, parameters: Mapping[str, float]) -> Float64[Array, " p"]:
-    """Return a policy's own parameters by position, as `optsched.batching.state.Engine` carries them."""
-    values = np.zeros(MOST_PARAMETERS)
-    names = list(POLICIES[policy])
-    values[: len(names)] = [parameters[name] for name in names]
-    return values

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
-from optsched.batching.policies import check_policy
-from optsched.batching.state import Counts, Decision, Engine, Requests
+from optsched.batching.policies import POLICIES, check_policy
+from optsched.batching.state import MOST_PARAMETERS, Counts, Decision, Engine, Requests
 from optsched.compiled import address_of, call_by_address, compile_for
 
 Array = np.ndarray
@@ -55,3 +55,11 @@ def policy_address(name: str) -> int:
         If there is no policy of that name.
     """
     return address_of(compiled_policy(name), _sample())
+
+
+def own_parameters(policy: str, parameters: Mapping[str, float]) -> Float64[Array, " p"]:
+    """Return a policy's own parameters by position, as `optsched.batching.state.Engine` carries them."""
+    values = np.zeros(MOST_PARAMETERS)
+    names = list(POLICIES[policy])
+    values[: len(names)] = [parameters[name] for name in names]
+    return values

@@ -57,8 +57,8 @@ def _table(path: Path) -> pl.DataFrame:
     return table
 
 
-def read_gemms(path: Path, dtype: Dtype) -> GemmRows:
-    """Return the products of weights of one data type, the fastest of equal shapes, without odd ones.
+def read_gemms(path: Path, dtype: Dtype, *, odd: bool = False) -> GemmRows:
+    """Return the products of weights of one data type, the fastest of equal shapes, without odd ones unless asked for.
 
     Parameters
     ----------
@@ -66,6 +66,8 @@ def read_gemms(path: Path, dtype: Dtype) -> GemmRows:
         A ``gemm_perf.parquet``, in its folder ``SYSTEM/gemm/ENGINE/VERSION``.
     dtype
         One of `FORMATS`; int8 is SmoothQuant, which multiplies 8-bit inputs, and int4 expands to 16 bits.
+    odd
+        Whether to keep rows that are out of order with their neighbours (`GemmRows.in_order`).
 
     Raises
     ------
@@ -87,7 +89,7 @@ def read_gemms(path: Path, dtype: Dtype) -> GemmRows:
     engine, version = path.parts[-3:-1] if len(path.parts) >= 3 else ("engine", "unknown")
     others = {reason: int((table["gemm_dtype"] == name).sum()) for name, reason in _REASONS.items() if dtype == "bf16"}
     reasons = {**others, "no time": chosen.height - timed.height, "a slower kernel of the same shape": timed.height - best.height}
-    return GemmRows(
+    rows = GemmRows(
         rows=best["m"].to_numpy().astype(np.int64),
         inner=best["k"].to_numpy().astype(np.int64),
         outer=best["n"].to_numpy().astype(np.int64),
@@ -96,4 +98,5 @@ def read_gemms(path: Path, dtype: Dtype) -> GemmRows:
         dtype=dtype,
         source=f"aiconfigurator-core 0.12.0, {'/'.join(path.parts[-5:])} ({engine} {version})",
         left_out={reason: count for reason, count in reasons.items() if count},
-    ).in_order()
+    )
+    return rows if odd else rows.in_order()

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from optsched.domain.dtypes import Dtype
 
 _WINDOW = 5  # neighbours that an odd row is held against
+_WITNESSES = 3  # fewer say nothing: one of two may be the odd one
 _ODD = 1.5  # a row is odd if it takes this many times as long as the larger ones after it, or as little of the smaller ones
 
 
@@ -65,7 +66,7 @@ class GemmRows:
         Notes
         -----
         A row is left out if it takes over 1.5 times the median of the next five larger M, or under 1 / 1.5 of the median of
-        the five smaller M before it. No law is asked, so the rule favours none.
+        the five smaller M before it; three will do at the ends. No law is asked, so the rule favours none.
         """
         order = np.lexsort((self.rows, self.outer, self.inner))
         shapes = self.keys()[order]
@@ -83,10 +84,9 @@ def _in_order(seconds: Float64[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
 
 
 def _medians_of_next(seconds: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " M"]:
-    """Return the median of up to five values after each; NaN, which compares false, after the last."""
-    padded = np.concatenate([seconds[1:], np.full(_WINDOW, np.nan)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[: len(seconds)]
-    return np.array([np.median(window[~np.isnan(window)]) if not np.isnan(window[0]) else np.nan for window in windows])
+    """Return the median of up to five values after each; NaN, which compares false, where there are fewer than three."""
+    following = (seconds[index + 1 : index + 1 + _WINDOW] for index in range(len(seconds)))
+    return np.array([np.median(window) if len(window) >= _WITNESSES else np.nan for window in following])
 
 
 @dataclass(frozen=True, slots=True)

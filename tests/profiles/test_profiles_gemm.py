@@ -58,6 +58,14 @@ def test_a_row_out_of_order_with_its_neighbours_is_left_out_and_a_jump_is_not() 
     assert products(quick).in_order().rows.tolist() == [1, 2, 3, 4, 5, 6, 8, 9, 10]
 
 
+def test_odd_rows_are_kept_on_demand(tmp_path: Path) -> None:
+    sizes = list(range(1, 9))
+    columns = {"gemm_dtype": ["bfloat16"] * 8, "m": sizes, "n": [64] * 8, "k": [32] * 8, "latency": [0.01, 0.09, *[0.01] * 6]}
+    path = sweep(tmp_path, **columns)
+    assert len(read_gemms(path, "bf16")) == 7
+    assert read_gemms(path, "bf16", odd=True).rows.tolist() == sizes
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -26,8 +26,9 @@ NOTHING = Quantiles(mean=None, p50=None, p95=None, p99=None)
 
 LAW = StepLaw(
     overhead_s=1e-3, floor_s=4e-3, gemm_tokens=(0, 64, 1024), gemm_s=(2e-3, 3e-3, 40e-3), pair_s=1e-9,
-    prefill_context_s=1e-7, kv_s=2e-7, sequence_s=2e-5, hidden_s=3e-6, step_j=0.1, gemm_j=(0.0, 2.0, 11.0), pair_j=1e-7,
-    prefill_context_j=2e-6, kv_j=1e-6, sequence_j=3e-3, hidden_j=1e-4, idle_w=50.0,
+    prefill_context_s=1e-7, kv_s=2e-7, sequence_s=2e-5, hidden_s=3e-6, hidden_step_s=4e-4, step_j=0.1, gemm_j=(0.0, 2.0, 11.0), pair_j=1e-7,
+    prefill_context_j=2e-6, kv_j=1e-6, sequence_j=3e-3, hidden_j=1e-4,
+    hidden_step_j=0.05, idle_w=50.0,
 )  # fmt: skip
 
 TINY = Llm(

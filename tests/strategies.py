@@ -49,6 +49,7 @@ def step_laws(draw: st.DrawFn) -> StepLaw:
         kv_s=draw(_reals(0.0, 1e-6)),
         sequence_s=draw(_reals(0.0, 1e-4)),
         hidden_s=draw(_reals(0.0, 1e-5)),
+        hidden_step_s=draw(_reals(0.0, 1e-2)),
         busy_slowdown=tuple(float(value) for value in 1.0 + np.cumsum([0.0, *busy])),
         step_j=draw(_reals(0.0, 1.0)),
         gemm_j=tuple(float(value) for value in np.cumsum(draw(st.lists(_reals(0.0, 10.0), min_size=knots, max_size=knots)))),
@@ -57,6 +58,7 @@ def step_laws(draw: st.DrawFn) -> StepLaw:
         kv_j=draw(_reals(0.0, 1e-4)),
         sequence_j=draw(_reals(0.0, 0.1)),
         hidden_j=draw(_reals(0.0, 1e-3)),
+        hidden_step_j=draw(_reals(0.0, 1.0)),
         idle_w=draw(_reals(0.0, 200.0)),
     )
 

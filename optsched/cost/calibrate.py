@@ -18,7 +18,7 @@ from optsched.errors import ProblemError
 Array = np.ndarray
 _FEWEST_STEPS = 40
 _OUTLIER = 0.05  # relative error beyond which a step counts linearly, not quadratically (soft L1)
-_SLOPES = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s")
+_SLOPES = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s", "hidden_step_s")
 _FLOOR_QUANTILES = (0.02, 0.1, 0.3)
 
 
@@ -85,7 +85,10 @@ def _measured(steps: Steps, durations_s: Float64[Array, " S"], knots: Float64[Ar
     tokens = (steps.prefill_tokens + steps.decode_sequences).astype(np.float64)
     rise = (tokens[:, None] - knots[:-1]) / np.diff(knots)
     rise[:, :-1] = np.clip(rise[:, :-1], 0.0, 1.0)
-    linear = [steps.pairs, steps.prefill_context_tokens, steps.kv_tokens, steps.sequences, steps.hidden_tokens]
+    linear = [
+        steps.pairs, steps.prefill_context_tokens, steps.kv_tokens, steps.sequences, steps.hidden_tokens,
+        np.minimum(steps.hidden_tokens, 1),
+    ]  # fmt: skip
     columns = np.concatenate(
         [np.ones((len(tokens), 1)), np.maximum(rise, 0.0), np.stack(linear, axis=1).astype(np.float64)], axis=1
     )
@@ -184,7 +187,7 @@ def _law(parameters: Float64[Array, " P"], knots: Float64[Array, " K"], prior: S
     )
     if prior is None:
         return fitted
-    energies = ("step_j", "pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j", "idle_w")
+    energies = ("step_j", "pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j", "hidden_step_j", "idle_w")
     gemm_j = tuple(map(float, prior.gemm_energy(knots)))
     return fitted.replace(gemm_j=gemm_j, **{name: getattr(prior, name) for name in energies})
 
@@ -261,8 +264,8 @@ def fit_step_law(
     Notes
     -----
     Minimises the soft-L1 loss of the relative errors of duration and device time over non-negative parameters: overhead, floor,
-    rises of gemm between knots, p, q, c, b, h, and the rises of the slow-down with the number of busy replicas. The Jacobian is
-    JAX's. Afterwards level and slow-downs are set so that the total time at each number of busy replicas is right.
+    rises of gemm between knots, p, q, c, b, h, s, and the rises of the slow-down with the number of busy replicas. The Jacobian
+    is JAX's. Afterwards level and slow-downs are set so that the total time at each number of busy replicas is right.
     """
     durations_s = np.asarray(durations_s, np.float64)
     _check(steps, durations_s, heldout_share)

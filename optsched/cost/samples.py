@@ -29,12 +29,20 @@ def joined(parts: Sequence[StepFeatures]) -> StepFeatures:
     return together
 
 
-def prefill_steps() -> StepFeatures:
+def prefill_steps(most_context: float = np.inf) -> StepFeatures:
     """Return steps of one sequence in prefill, new tokens times context, and the same tokens without attention.
 
+    Parameters
+    ----------
+    most_context
+        Cached tokens that no sequence exceeds: the llm's positions.
+
+    Notes
+    -----
     The latter pin gemm(T): in prefill alone tokens and pairs grow together, and attention could pass for matrix products.
     """
     new, context = np.array(list(product(_PREFILL, (0, 1024, 8192, 65536))), dtype=np.float64).T
+    context = np.minimum(context, most_context)
     bare = gemm_knots()[1:]
     return StepFeatures.of(
         prefill_tokens=np.concatenate([new, bare]),
@@ -43,19 +51,19 @@ def prefill_steps() -> StepFeatures:
     )
 
 
-def decode_steps() -> StepFeatures:
-    """Return decode steps: batch times mean context times the share of sequences held as hidden cache."""
+def decode_steps(most_context: float = np.inf) -> StepFeatures:
+    """Return decode steps: batch times mean context (at most `most_context`) times the share held as hidden cache."""
     grid = [row for row in product(_BATCHES, _CONTEXTS, (0.0, 0.5, 1.0)) if row[0] * row[1] <= _MOST_CACHED]
     batch, context, hidden = np.array(grid, dtype=np.float64).T
-    cached = batch * context
+    cached = batch * np.minimum(context, most_context)
     return StepFeatures.of(decode_sequences=batch, kv_tokens=cached * (1 - hidden), hidden_tokens=cached * hidden)
 
 
-def mixed_steps() -> StepFeatures:
-    """Return steps with one prefill chunk among decoding sequences."""
+def mixed_steps(most_context: float = np.inf) -> StepFeatures:
+    """Return steps with one prefill chunk among decoding sequences; contexts are at most `most_context`."""
     grid = product((16, 64, 256, 1024, 4096), (0, 8192), (1, 8, 32, 128), (512, 8192), (0.0, 0.3))
     new, context, batch, held, hidden = np.array(list(grid), dtype=np.float64).T
-    cached = batch * held
+    context, cached = np.minimum(context, most_context), batch * np.minimum(held, most_context)
     return StepFeatures.of(
         prefill_tokens=new,
         pairs=attended_pairs(new, context),
@@ -66,13 +74,15 @@ def mixed_steps() -> StepFeatures:
     )
 
 
-def random_steps(seed: int, number: int = 400) -> dict[str, StepFeatures]:
+def random_steps(seed: int, number: int = 400, most_context: float = np.inf) -> dict[str, StepFeatures]:
     """Return seeded random steps, log-uniform in every size: pure ``prefill``, pure ``decode``, and ``mixed``.
 
     Parameters
     ----------
     seed, number
         Of the generator; steps of each kind.
+    most_context
+        Cached tokens that no sequence exceeds: the llm's positions.
     """
     draw = np.random.default_rng(seed)
 
@@ -81,14 +91,14 @@ def random_steps(seed: int, number: int = 400) -> dict[str, StepFeatures]:
 
     def decoding(most: float) -> tuple[Float64[Array, " N"], Float64[Array, " N"], Float64[Array, " N"]]:
         batch = sizes(1, most)
-        cached = np.minimum(batch * sizes(16, 32768), _MOST_CACHED)
+        cached = np.minimum(batch * np.minimum(sizes(16, 32768), most_context), _MOST_CACHED)
         hidden = np.floor(cached * np.where(draw.uniform(size=number) < 0.5, 0.0, draw.uniform(size=number)))
         return batch, cached - hidden, hidden
 
     new = sizes(1, 32768)
     batch, kv, hidden = decoding(512)
     chunk, (beside, beside_kv, beside_hidden) = sizes(16, 8192), decoding(256)
-    context, held = sizes(1, 32768) - 1, sizes(1, 32768) - 1
+    context, held = (np.minimum(sizes(1, 32768) - 1, most_context) for _ in range(2))
     return {
         "prefill": StepFeatures.of(prefill_tokens=new, pairs=attended_pairs(new, context), prefill_context_tokens=context),
         "decode": StepFeatures.of(decode_sequences=batch, kv_tokens=kv, hidden_tokens=hidden),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,22 +15,12 @@ from optsched.cost.samples import decode_steps, gemm_knots, joined, mixed_steps,
 from optsched.cost.shape import Layout, LlmShape
 from optsched.cost.step import launch_floor
 from optsched.cost.tier import TierParameters, link_of, network_of
-from optsched.domain.attention_law import DecodeAttentionLaw, PrefillAttentionLaw
-from optsched.domain.dtypes import Dtype
 from optsched.domain.efficiency import Origin
-from optsched.domain.experts_law import ExpertsLaw
-from optsched.domain.gemm_law import GemmLaw
 from optsched.domain.hardware import Gpu, Link, Tier
 from optsched.domain.llm import Llm
 from optsched.domain.step_law import StepLaw
 
 Array = np.ndarray
-_Table = (
-    Mapping[Dtype, GemmLaw]
-    | Mapping[Dtype, PrefillAttentionLaw]
-    | Mapping[Dtype, DecodeAttentionLaw]
-    | Mapping[Dtype, ExpertsLaw]
-)
 
 
 def fitted_law(gpu: Gpu, llm: Llm, tp: int = 1, pp: int = 1) -> StepLaw | None:
@@ -41,29 +30,10 @@ def fitted_law(gpu: Gpu, llm: Llm, tp: int = 1, pp: int = 1) -> StepLaw | None:
 
 
 def origin(gpu: Gpu, llm: Llm | None = None, tp: int = 1, pp: int = 1) -> Origin:
-    """Return whether the numbers for a gpu (and llm; None: a dense one in 16 bits) were fitted to measurements or assumed.
-
-    Notes
-    -----
-    Fitted is what has a measured step law, or a fit of every law that most of a step's time is under: matrix products and both
-    attentions, and for routed llms the experts, each at the llm's own data type. Else the gpu's file decides.
-    """
+    """Return whether the numbers for a gpu (and llm) were fitted to measurements or assumed."""
     if llm is not None and fitted_law(gpu, llm, tp, pp) is not None:
         return "fitted"
-    laws, weights, cache = gpu.efficiency, llm.dtype if llm else "bf16", llm.cache_dtype if llm else "bf16"
-    latent = llm is not None and llm.mla is not None
-    prefill = laws.latent_prefill_attention if latent else laws.prefill_attention
-    decode = laws.latent_decode_attention if latent else laws.decode_attention
-    used: list[tuple[_Table, Dtype]] = [(laws.gemm, weights), (prefill, cache), (decode, cache)]
-    if llm is not None and llm.moe is not None:
-        used.append((laws.experts, weights))
-    return "fitted" if all(_is_fitted(table, dtype) for table, dtype in used) else laws.origin
-
-
-def _is_fitted(laws: _Table, dtype: Dtype) -> bool:
-    """Return whether a data type's law was fitted; one law serves both 16-bit types."""
-    same: tuple[Dtype, ...] = ("bf16", "fp16") if dtype in ("bf16", "fp16") else (dtype,)
-    return any(each in laws and laws[each].fit is not None for each in same)
+    return gpu.efficiency.origin
 
 
 def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None) -> StepLaw:
@@ -87,7 +57,7 @@ def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | Non
 
     Notes
     -----
-    gemm is piecewise linear between powers of two of T. Its increments and the slopes p, q, c, b, h solve one non-negative
+    gemm is piecewise linear between powers of two of T. Its increments and the slopes p, q, c, b, h, s solve one non-negative
     least-squares problem on prefill, decode and mixed steps, each weighted by its step time, so that the relative error is
     minimised; energies likewise. The law expects pairs and cached tokens after the sliding window, if the llm has one
     (`attended_pairs`).
@@ -96,7 +66,8 @@ def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | Non
     if measured is not None:
         return measured
     parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
-    features = joined([prefill_steps(), decode_steps(), mixed_steps()])
+    most = float(llm.max_positions)
+    features = joined([prefill_steps(most), decode_steps(most), mixed_steps(most)])
     costs = evaluate_steps(parameters, shape, features)
     return StepLaw(
         overhead_s=float(parameters.step_overhead_s),
@@ -136,9 +107,10 @@ def _hat_columns(tokens: Float64[Array, " S"], knots: Float64[Array, " K"]) -> F
     return np.concatenate([np.ones((len(tokens), 1)), np.maximum(rise, 0.0)], axis=1)
 
 
-def _columns(features: StepFeatures, knots: Float64[Array, " K"]) -> Float64[Array, "S K+5"]:
+def _columns(features: StepFeatures, knots: Float64[Array, " K"]) -> Float64[Array, "S K+6"]:
+    hidden = np.asarray(features.hidden_tokens)
     linear = (
-        features.pairs, features.prefill_context_tokens, features.kv_tokens, features.sequences, features.hidden_tokens,
+        features.pairs, features.prefill_context_tokens, features.kv_tokens, features.sequences, hidden, np.minimum(hidden, 1.0),
     )  # fmt: skip
     return np.concatenate(
         [_hat_columns(np.asarray(features.tokens), knots), np.stack([np.asarray(x) for x in linear], axis=1)], axis=1
@@ -148,7 +120,7 @@ def _columns(features: StepFeatures, knots: Float64[Array, " K"]) -> Float64[Arr
 def _times(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[float, ...]]:
     knots = gemm_knots()
     solution = _weighted_nnls(_columns(features, knots), costs.work_s, 1.0 / costs.seconds)
-    slopes = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s")
+    slopes = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s", "hidden_step_s")
     return {
         "gemm_tokens": tuple(map(float, knots)),
         "gemm_s": tuple(map(float, np.cumsum(solution[: len(knots)]))),
@@ -159,7 +131,7 @@ def _times(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[
 def _energies(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[float, ...]]:
     knots = gemm_knots()
     solution = _weighted_nnls(_columns(features, knots), costs.dynamic_j, 1.0 / costs.joules)
-    slopes = ("pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j")
+    slopes = ("pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j", "hidden_step_j")
     return {
         "step_j": float(solution[0]),
         "gemm_j": (0.0, *map(float, np.cumsum(solution[1 : len(knots)]))),
@@ -201,11 +173,11 @@ def step_law_error(
     Returns
     -------
     dict
-        `LawError` of pure ``prefill``, pure ``decode`` and ``mixed`` steps.
+        `LawError` of pure ``prefill``, pure ``decode`` and ``mixed`` steps, contexts up to the llm's positions.
     """
     parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
     errors = {}
-    for kind, features in random_steps(seed).items():
+    for kind, features in random_steps(seed, most_context=float(llm.max_positions)).items():
         costs = evaluate_steps(parameters, shape, features)
         totals = law_totals(features)
         seconds = law.step_s(**totals)

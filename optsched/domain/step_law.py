@@ -15,12 +15,12 @@ Numbers = Num[Array, "*shape"] | float
 
 
 class StepLaw(Frozen):
-    """Coefficients of ``step_s = overhead + max(floor, gemm(T) + p pairs + q C + c KV + b B + h H)``.
+    """Coefficients of ``step_s = overhead + max(floor, gemm(T) + p pairs + q C + c KV + b B + h H + s [H])``.
 
     T is the number of tokens in the step (prefill and decode); of the sequences in prefill, with n_i new tokens on a context of
     c_i, pairs is ``sum n_i (c_i + n_i/2)`` and C is ``sum c_i``; KV is the summed context of the decoding sequences held as KV
-    cache and H of those held as hidden cache; B is the number of sequences in the step. Energy has the same form, without
-    floor.
+    cache and H of those held as hidden cache, [H] is 1 if there is any; B is the number of sequences in the step. Energy has
+    the same form, without floor.
 
     Attributes
     ----------
@@ -37,12 +37,15 @@ class StepLaw(Frozen):
         b: per sequence.
     hidden_s
         h: per token whose K and V are rebuilt from hidden cache.
+    hidden_step_s
+        s: once per step that rebuilds any hidden cache (launches, and messages between GPUs).
     floor_s, overhead_s
         Shortest device time of a step, and the time between steps.
     busy_slowdown
         Factor on the step time with 1, 2, ... replicas busy on the same host; the last entry continues.
-    step_j, pair_j, prefill_context_j, kv_j, sequence_j, hidden_j
-        Dynamic energy (above idle) per step, pair, token of context read in prefill, KV token, sequence and hidden token.
+    step_j, pair_j, prefill_context_j, kv_j, sequence_j, hidden_j, hidden_step_j
+        Dynamic energy (above idle) per step, pair, token of context read in prefill, KV token, sequence and hidden token, and
+        per step that rebuilds any.
     idle_w
         Power drawn whether or not the replica works; all GPUs of the replica together.
     """
@@ -56,6 +59,7 @@ class StepLaw(Frozen):
     kv_s: float = Field(ge=0)
     sequence_s: float = Field(ge=0)
     hidden_s: float = Field(ge=0)
+    hidden_step_s: float = Field(default=0.0, ge=0)
     busy_slowdown: tuple[float, ...] = (1.0,)
     step_j: float = Field(default=0.0, ge=0)
     gemm_j: tuple[float, ...] = ()
@@ -64,6 +68,7 @@ class StepLaw(Frozen):
     kv_j: float = Field(default=0.0, ge=0)
     sequence_j: float = Field(default=0.0, ge=0)
     hidden_j: float = Field(default=0.0, ge=0)
+    hidden_step_j: float = Field(default=0.0, ge=0)
     idle_w: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="before")
@@ -135,6 +140,7 @@ class StepLaw(Frozen):
             + self.kv_s * np.asarray(kv_tokens, float)
             + self.sequence_s * np.asarray(sequences, float)
             + self.hidden_s * np.asarray(hidden_tokens, float)
+            + self.hidden_step_s * np.minimum(hidden_tokens, 1.0)
         )
         return np.asarray(self.overhead_s + np.maximum(self.floor_s, work))
 
@@ -156,6 +162,7 @@ class StepLaw(Frozen):
             + self.kv_j * np.asarray(kv_tokens, float)
             + self.sequence_j * np.asarray(sequences, float)
             + self.hidden_j * np.asarray(hidden_tokens, float)
+            + self.hidden_step_j * np.minimum(hidden_tokens, 1.0)
         )
 
     def prefill_s(self, new_tokens: int, context: int, chunk: int) -> float:

@@ -14,8 +14,8 @@ from optsched.domain.step_law import StepLaw
 
 Array = np.ndarray
 _SCALARS = (
-    "overhead_s", "floor_s", "pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s",
-    "step_j", "pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j",
+    "overhead_s", "floor_s", "pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s", "hidden_step_s",
+    "step_j", "pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j", "hidden_step_j",
 )  # fmt: skip
 _KNOTS = ("gemm_tokens", "gemm_s", "gemm_j")
 
@@ -38,12 +38,14 @@ class Laws(NamedTuple):
     kv_s: Float64[Array, " R"]
     sequence_s: Float64[Array, " R"]
     hidden_s: Float64[Array, " R"]
+    hidden_step_s: Float64[Array, " R"]
     step_j: Float64[Array, " R"]
     pair_j: Float64[Array, " R"]
     prefill_context_j: Float64[Array, " R"]
     kv_j: Float64[Array, " R"]
     sequence_j: Float64[Array, " R"]
     hidden_j: Float64[Array, " R"]
+    hidden_step_j: Float64[Array, " R"]
     gemm_tokens: Float64[Array, "R K"]
     gemm_s: Float64[Array, "R K"]
     gemm_j: Float64[Array, "R K"]
@@ -94,6 +96,7 @@ def step_s(
     """Return the duration of one step in seconds, as `StepLaw.step_s` does; `context` is that of the sequences in prefill."""
     work = gemm_s(laws, replica, tokens) + laws.pair_s[replica] * pairs + laws.prefill_context_s[replica] * context
     work += laws.kv_s[replica] * kv_tokens + laws.sequence_s[replica] * sequences + laws.hidden_s[replica] * hidden
+    work += laws.hidden_step_s[replica] * min(hidden, 1.0)
     return float(laws.overhead_s[replica] + max(laws.floor_s[replica], work))
 
 
@@ -104,7 +107,8 @@ def step_j(
     """Return the dynamic energy of one step in joules, as `StepLaw.energy_j` does."""
     spent = laws.step_j[replica] + gemm_j(laws, replica, tokens) + laws.pair_j[replica] * pairs
     spent += laws.prefill_context_j[replica] * context + laws.kv_j[replica] * kv_tokens
-    return float(spent + laws.sequence_j[replica] * sequences + laws.hidden_j[replica] * hidden)
+    spent += laws.sequence_j[replica] * sequences + laws.hidden_j[replica] * hidden
+    return float(spent + laws.hidden_step_j[replica] * min(hidden, 1.0))
 
 
 @kernel

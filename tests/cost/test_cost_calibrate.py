@@ -13,7 +13,7 @@ from optsched.errors import ProblemError
 TRUTH = StepLaw(
     overhead_s=5e-4, floor_s=3e-3, gemm_tokens=(0, 16, 64, 512), gemm_s=(1e-3, 2e-3, 6e-3, 5e-2), pair_s=2e-8,
     prefill_context_s=2e-6, kv_s=4e-7,
-    sequence_s=5e-5, hidden_s=6e-6, busy_slowdown=(1, 1.25, 1.6), step_j=0.3, idle_w=20.0,
+    sequence_s=5e-5, hidden_s=6e-6, hidden_step_s=8e-4, busy_slowdown=(1, 1.25, 1.6), step_j=0.3, idle_w=20.0,
 )  # fmt: skip
 
 

@@ -14,24 +14,26 @@ from strategies import step_laws
 def test_a_step_is_overhead_plus_the_larger_of_floor_and_work():
     tokens, pairs, kv, sequences, hidden, context = 100.0, 5e4, 3000.0, 7.0, 40.0, 900.0
     gemm = 3e-3 + (40e-3 - 3e-3) * (100 - 64) / (1024 - 64)
-    work = gemm + 1e-9 * pairs + 2e-7 * kv + 2e-5 * sequences + 3e-6 * hidden + 1e-7 * context
+    work = gemm + 1e-9 * pairs + 2e-7 * kv + 2e-5 * sequences + 3e-6 * hidden + 4e-4 + 1e-7 * context
     assert float(LAW.step_s(tokens, pairs, kv, sequences, hidden, context)) == pytest.approx(1e-3 + max(4e-3, work), rel=1e-12)
     assert float(LAW.step_s(1.0)) == pytest.approx(1e-3 + 4e-3)
 
 
 def test_the_energy_of_a_step_adds_up_and_is_piecewise_linear_in_the_tokens():
     gemm = 2.0 + (11.0 - 2.0) * (100 - 64) / (1024 - 64)
-    expected = 0.1 + gemm + 1e-7 * 5e4 + 1e-6 * 3000 + 3e-3 * 7 + 1e-4 * 40 + 2e-6 * 900
+    expected = 0.1 + gemm + 1e-7 * 5e4 + 1e-6 * 3000 + 3e-3 * 7 + 1e-4 * 40 + 0.05 + 2e-6 * 900
     assert float(LAW.energy_j(100.0, 5e4, 3000.0, 7.0, 40.0, 900.0)) == pytest.approx(expected, rel=1e-12)
     assert float(LAW.gemm_energy(2048)) == pytest.approx(11.0 + 1024 * 9.0 / (1024 - 64))
 
 
 def test_a_law_of_an_earlier_version_reads_as_one_of_the_same_time_and_energy():
-    data = LAW.model_dump(exclude={"prefill_context_s", "gemm_j", "prefill_context_j", "sequence_j"})
+    data = LAW.model_dump(
+        exclude={"prefill_context_s", "hidden_step_s", "gemm_j", "prefill_context_j", "sequence_j", "hidden_step_j"}
+    )
     old = type(LAW).model_validate({**data, "token_j": 0.02})
     tokens = np.array([0.0, 1.0, 63.0, 64.0, 700.0, 5000.0])
     assert np.allclose(old.energy_j(tokens, 100.0, 50.0), 0.1 + 0.02 * tokens + 1e-7 * 100 + 1e-6 * 50, rtol=1e-12)
-    assert (old.prefill_context_s, old.prefill_context_j, old.sequence_j) == (0, 0, 0)
+    assert (old.prefill_context_s, old.prefill_context_j, old.sequence_j, old.hidden_step_s, old.hidden_step_j) == (0, 0, 0, 0, 0)
     assert type(LAW).model_validate(old.model_dump()) == old
     assert type(LAW).model_validate(data).gemm_j == (0.0, 0.0, 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,22 @@ from optsched.cost.samples import decode_steps, gemm_knots, joined, mixed_steps,
 from optsched.cost.shape import Layout, LlmShape
 from optsched.cost.step import launch_floor
 from optsched.cost.tier import TierParameters, link_of, network_of
+from optsched.domain.attention_law import DecodeAttentionLaw, PrefillAttentionLaw
+from optsched.domain.dtypes import Dtype
 from optsched.domain.efficiency import Origin
+from optsched.domain.experts_law import ExpertsLaw
+from optsched.domain.gemm_law import GemmLaw
 from optsched.domain.hardware import Gpu, Link, Tier
 from optsched.domain.llm import Llm
 from optsched.domain.step_law import StepLaw
 
 Array = np.ndarray
+_Table = (
+    Mapping[Dtype, GemmLaw]
+    | Mapping[Dtype, PrefillAttentionLaw]
+    | Mapping[Dtype, DecodeAttentionLaw]
+    | Mapping[Dtype, ExpertsLaw]
+)
 
 
 def fitted_law(gpu: Gpu, llm: Llm, tp: int = 1, pp: int = 1) -> StepLaw | None:
@@ -30,10 +41,29 @@ def fitted_law(gpu: Gpu, llm: Llm, tp: int = 1, pp: int = 1) -> StepLaw | None:
 
 
 def origin(gpu: Gpu, llm: Llm | None = None, tp: int = 1, pp: int = 1) -> Origin:
-    """Return whether the numbers for a gpu (and llm) were fitted to measurements or assumed."""
+    """Return whether the numbers for a gpu (and llm; None: a dense one in 16 bits) were fitted to measurements or assumed.
+
+    Notes
+    -----
+    Fitted is what has a measured step law, or a fit of every law that most of a step's time is under: matrix products and both
+    attentions, and for routed llms the experts, each at the llm's own data type. Else the gpu's file decides.
+    """
     if llm is not None and fitted_law(gpu, llm, tp, pp) is not None:
         return "fitted"
-    return gpu.efficiency.origin
+    laws, weights, cache = gpu.efficiency, llm.dtype if llm else "bf16", llm.cache_dtype if llm else "bf16"
+    latent = llm is not None and llm.mla is not None
+    prefill = laws.latent_prefill_attention if latent else laws.prefill_attention
+    decode = laws.latent_decode_attention if latent else laws.decode_attention
+    used: list[tuple[_Table, Dtype]] = [(laws.gemm, weights), (prefill, cache), (decode, cache)]
+    if llm is not None and llm.moe is not None:
+        used.append((laws.experts, weights))
+    return "fitted" if all(_is_fitted(table, dtype) for table, dtype in used) else laws.origin
+
+
+def _is_fitted(laws: _Table, dtype: Dtype) -> bool:
+    """Return whether a data type's law was fitted; one law serves both 16-bit types."""
+    same: tuple[Dtype, ...] = ("bf16", "fp16") if dtype in ("bf16", "fp16") else (dtype,)
+    return any(each in laws and laws[each].fit is not None for each in same)
 
 
 def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None) -> StepLaw:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow bench calibrate accuracy lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,16 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -q tests/benchmarks --override-ini='addopts=' --override-ini='python_files=bench_*.py' --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+
+# Both need published measurements: OPTSCHED_DATA (a folder, see tests/conftest.py) and OPTSCHED_AICONFIGURATOR (the folder
+# systems/data of the unpacked wheel aiconfigurator-core 0.12.0).
+calibrate: $(STAMP)
+	@test -n "$$OPTSCHED_DATA" -a -n "$$OPTSCHED_AICONFIGURATOR" || { echo "set OPTSCHED_DATA and OPTSCHED_AICONFIGURATOR"; exit 2; }
+	for script in tests/benchmarks/calibrate_*.py; do $(BIN)/python $$script || exit 1; done
+
+accuracy: $(STAMP)
+	@test -n "$$OPTSCHED_DATA" -a -n "$$OPTSCHED_AICONFIGURATOR" || { echo "set OPTSCHED_DATA and OPTSCHED_AICONFIGURATOR"; exit 2; }
+	for script in tests/benchmarks/accuracy*.py; do $(BIN)/python $$script || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

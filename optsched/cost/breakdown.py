@@ -69,10 +69,9 @@ def _sent(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict
 @jax.jit
 def _overheads(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, Scalar]:
     work_s = work_time(tier, shape, features)
-    launch = duration(tier, shape, work_s) - tier.step_overhead_s - work_s
     return {
         "per sequence": tier.sequence_overhead_s * features.sequences,
-        "kernel launches": launch,
+        "kernel launches": duration(tier, shape, features, work_s) - tier.step_overhead_s - work_s,
         "between steps": tier.step_overhead_s,
     }
 

@@ -14,6 +14,8 @@ from optsched.cost import collectives, decode_attention, elementwise, experts, g
 from optsched.cost.precision import Scalar
 from optsched.cost.tier import TierParameters
 
+SLOW_ONSET = 24.0  # how sharply messages leave the fast path with their size
+
 
 class Operation(eqx.Module):
     """One kind of kernel; `count` times per step, each time with the same shape.
@@ -250,7 +252,14 @@ class Communication(eqx.Module):
             "all_to_all": collectives.all_to_all_s,
             "hand_over": collectives.hand_over_s,
         }
-        return self.count * times[self.kind](tier.collectives, tier.fabric, self.num_bytes, self.gpus)
+        once_s = times[self.kind](tier.collectives, tier.fabric, self.num_bytes, self.gpus) + tier.message_overhead_s
+        return self.count * (once_s + self._slow_s(tier) if self.kind == "all_reduce" else once_s)
+
+    def _slow_s(self, tier: TierParameters) -> Scalar:
+        """Return what the part of an all-reduce that the engine sends off the fast path takes more: none between two GPUs."""
+        large = (self.num_bytes / tier.slow_message_bytes) ** SLOW_ONSET
+        hops = jnp.maximum(self.gpus - 2.0, 0.0) / self.gpus
+        return hops * tier.slow_message_s_per_byte * self.num_bytes * large / (1.0 + large)
 
     @property
     def bytes(self) -> Scalar:

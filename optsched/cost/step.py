@@ -50,14 +50,14 @@ def work_time(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> 
     return tier.sequence_overhead_s * features.sequences + computed + sent
 
 
-def launch_floor(tier: TierParameters, shape: LlmShape) -> Scalar:
+def launch_floor(tier: TierParameters, shape: LlmShape, prefill_tokens: Scalar | float = 0.0) -> Scalar:
     """Return the time to launch a step's kernels in seconds; the device's work hides behind it, or it behind the work."""
-    return shape.num_layers * tier.layer_overhead_s
+    return shape.num_layers * (tier.layer_overhead_s + tier.prefill_layer_overhead_s * jnp.minimum(prefill_tokens, 1.0))
 
 
-def duration(tier: TierParameters, shape: LlmShape, work_s: Scalar) -> Scalar:
+def duration(tier: TierParameters, shape: LlmShape, features: StepFeatures, work_s: Scalar) -> Scalar:
     """Return the duration of a step in seconds whose operations take `work_s`."""
-    return tier.step_overhead_s + smooth_max(launch_floor(tier, shape), work_s, FLOOR_BLEND)
+    return tier.step_overhead_s + smooth_max(launch_floor(tier, shape, features.prefill_tokens), work_s, FLOOR_BLEND)
 
 
 def load(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> Load:
@@ -67,7 +67,8 @@ def load(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> Load:
     memory_j = total(operations.values(), lambda each: each.memory_j(tier))
     memory_j = memory_j + tier.link_j_per_byte * total(sent.values(), lambda each: each.bytes)
     clocks = jnp.array([1.0, SLOW_CLOCK])
-    full_s, slow_s = jax.vmap(lambda clock: duration(tier, shape, work_time(at_clock(tier, clock), shape, features)))(clocks)
+    work_s = jax.vmap(lambda clock: work_time(at_clock(tier, clock), shape, features))(clocks)
+    full_s, slow_s = (duration(tier, shape, features, each) for each in work_s)
     return Load(compute_j, memory_j, full_s, slow_s)
 
 
@@ -96,7 +97,7 @@ def step_time(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> 
     operation by the law of its family: a roofline (Williams, Waterman and Patterson, CACM 52(4), 2009,
     doi:10.1145/1498765.1498785) whose efficiency depends on the shape. Differentiable in every field.
     """
-    return duration(tier, shape, work_time(running(tier, shape, features), shape, features))
+    return duration(tier, shape, features, work_time(running(tier, shape, features), shape, features))
 
 
 def step_cost(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> StepCost:
@@ -115,7 +116,7 @@ def step_cost(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> 
     work = load(tier, shape, features)
     clock = step_clock(tier.power, tier.limits, work)
     work_s = work_time(at_clock(tier, clock), shape, features)
-    seconds = duration(tier, shape, work_s)
+    seconds = duration(tier, shape, features, work_s)
     none = jnp.zeros_like(work.compute_j)
     busy_w = step_power_w(tier.power, tier.limits, work, clock, seconds)
     waiting_w = step_power_w(tier.power, tier.limits, Load(none, none, work.full_s, work.slow_s), clock, seconds)

@@ -73,6 +73,8 @@ class TierParameters(eqx.Module):
         The laws of each family of operations, at the llm's data types.
     layer_overhead_s, step_overhead_s, sequence_overhead_s
         Launch time per layer (a floor under the device's work), time between steps, and time per sequence.
+    prefill_layer_overhead_s, compute_rate, message_overhead_s, slow_message_bytes, slow_message_s_per_byte
+        Of the engine; see `optsched.domain.overheads.Overheads`.
     idle_w, board_w, cap_w
         Power of the idle card, its board limit, and the cap of the tier.
     power
@@ -98,6 +100,11 @@ class TierParameters(eqx.Module):
     layer_overhead_s: Scalar
     step_overhead_s: Scalar
     sequence_overhead_s: Scalar
+    prefill_layer_overhead_s: Scalar
+    compute_rate: Scalar
+    message_overhead_s: Scalar
+    slow_message_bytes: Scalar
+    slow_message_s_per_byte: Scalar
     idle_w: Scalar
     board_w: Scalar
     cap_w: Scalar
@@ -165,6 +172,11 @@ class TierParameters(eqx.Module):
             layer_overhead_s=scalar(overheads.layer_overhead_s),
             step_overhead_s=scalar(overheads.step_overhead_s),
             sequence_overhead_s=scalar(overheads.sequence_overhead_s),
+            prefill_layer_overhead_s=scalar(overheads.prefill_layer_overhead_s),
+            compute_rate=scalar(overheads.compute_rate),
+            message_overhead_s=scalar(overheads.message_overhead_s),
+            slow_message_bytes=scalar(overheads.slow_message_bytes),
+            slow_message_s_per_byte=scalar(overheads.slow_message_s_per_byte),
             idle_w=scalar(achieved.idle_w),
             board_w=scalar(sheet.power_w),
             cap_w=scalar(tier.power_cap_w),
@@ -187,12 +199,12 @@ class TierParameters(eqx.Module):
     @property
     def card(self) -> Card:
         """The card at the data type of the weights."""
-        return Card(self.flops_per_s, self.memory_bytes_per_s, self.clock)
+        return Card(self.flops_per_s, self.memory_bytes_per_s, self.clock * self.compute_rate)
 
     @property
     def wide_card(self) -> Card:
         """The card at the data type of the activations."""
-        return Card(self.flops_per_s * self.wide_rate, self.memory_bytes_per_s, self.clock)
+        return Card(self.flops_per_s * self.wide_rate, self.memory_bytes_per_s, self.clock * self.compute_rate)
 
     @property
     def fabric(self) -> Fabric:

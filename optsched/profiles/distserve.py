@@ -24,7 +24,7 @@ from optsched.profiles.steps import Kind, StepRows
 SOURCE = "Formulas fitted by DistServe on A100-80GB (github.com/LLMServe/DistServe, simdistserve; arXiv 2401.09670)"
 GPU = "a100-80gb"
 LLMS = {"facebook/opt-13b": "opt-13b", "facebook/opt-66b": "opt-66b", "facebook/opt-175b": "opt-175b"}
-ENGINES = {"distserve": "swifttransformer", "vllm": "vllm-2023"}
+ENGINES = {"distserve": "distserve", "vllm": "distserve-vllm"}
 
 PREFILL = tuple(product((1, 4), (128, 256, 512, 1024, 2048)))
 DECODE = tuple(product((1, 8, 32, 64, 128), (128, 512, 1024, 2048)))
@@ -62,18 +62,17 @@ def read_distserve_steps(path: Path, kv_token_budgets: Mapping[tuple[str, int], 
             rows += [row] if fits and seconds > 0 else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise SpecError(f"{error!r} while reading the profile; give the file as published", file=path) from error
-    columns = [np.array(column) for column in zip(*rows, strict=True)] if rows else [np.array([])] * 7
-    kinds, llms, degrees, batch, prompt, cached, taken = columns
+    columns = [np.array([row[index] for row in rows]) for index in range(7)]
     return StepRows(
-        kind=kinds,
-        llm=llms,
+        kind=columns[0],
+        llm=columns[1],
         gpu=np.array([GPU] * len(rows)),
         engine=np.array([engine] * len(rows)),
-        tp=degrees.astype(np.int64),
-        sequences=batch.astype(np.float64),
-        new_tokens=prompt.astype(np.float64),
-        context_tokens=cached.astype(np.float64),
-        seconds=taken.astype(np.float64),
+        tp=columns[2].astype(np.int64),
+        sequences=columns[3].astype(np.float64),
+        new_tokens=columns[4].astype(np.float64),
+        context_tokens=columns[5].astype(np.float64),
+        seconds=columns[6].astype(np.float64),
         source=SOURCE,
         left_out={"steps beyond the cache of the replica": beyond, "steps with a formula below zero": unsound},
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 SOURCE = "Splitwise performance data (github.com/Mutinifni/splitwise-sim, data/perf_model.csv; arXiv 2311.18677)"
-ENGINE = "vllm-2023"
+ENGINE = "splitwise-vllm"
 LLMS = {"llama2-70b": "llama-2-70b", "bloom-176b": "bloom-176b"}
 GPUS = {"a100-80gb": "a100-80gb", "h100-80gb": "h100-sxm"}
 

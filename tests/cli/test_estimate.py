@@ -8,6 +8,7 @@ from optsched import catalog
 from optsched.cli import invoke
 from optsched.domain.fit import Fit
 from optsched.domain.hardware import Tier
+from optsched.domain.inheritance import without_fits
 
 A40 = ["estimate", "--llm", "qwen3-0.6b", "--tier", "a40@200W"]
 
@@ -20,11 +21,11 @@ def test_estimate_prints_one_json_object_with_the_promised_keys(capsys: pytest.C
     assert found["origin"] in {"assumed", "fitted"}
     assert found["prefill_s"] == pytest.approx(0.80, rel=0.15)  # ConServe artifact, 200 W
     assert "sensitivity" not in found
-    assert {found["prefill_standard_error_s"], found["decode_energy_standard_error_j_per_token"]} == {None}
+    assert 0 < found["prefill_standard_error_s"] < 0.1 * found["prefill_s"]
 
 
 def test_estimate_shows_tables_and_says_that_coefficients_are_assumed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke([*A40, "--sensitivity"]) == 0
+    assert invoke(["estimate", "--llm", "qwen3-0.6b", "--tier", "mi300x", "--sensitivity"]) == 0
     text = capsys.readouterr().out
     for word in (
         "decode step",
@@ -51,7 +52,7 @@ def test_sensitivity_is_part_of_the_json_when_asked_for(capsys: pytest.CaptureFi
 def test_standard_errors_are_shown_beside_the_error_of_the_laws(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    card = catalog.gpu("a40")
+    card = without_fits(catalog.gpu("a40"))
     fit = Fit(
         source="invented", date="2026-11-21", num_rows=9, train_mape=0.03, heldout_shapes_mape=0.05,
         parameters=("compute", "memory"), covariance=((4e-4, 1e-4), (1e-4, 4e-4)),

@@ -15,7 +15,7 @@ LLM, A40 = catalog.llm("qwen3-0.6b"), catalog.tier("a40")
 
 def test_an_estimate_adds_up_over_its_breakdown() -> None:
     found = estimate(LLM, A40, prompt_tokens=1500, batch=8, context_tokens=1000)
-    assert found.origin == "assumed"
+    assert found.origin == "fitted"
     assert sum(row.seconds for row in found.prefill) == pytest.approx(found.prefill_s)
     assert sum(row.seconds for row in found.decode) == pytest.approx(found.decode_step_s)
     assert found.memory.kv_token_budget > 8 * 1000

@@ -20,8 +20,9 @@ from optsched.cost.tier import TierParameters
 from optsched.cost.uncertainty import uncertainties
 from optsched.domain.fit import Fit
 from optsched.domain.hardware import Gpu, Tier
+from optsched.domain.inheritance import without_fits
 
-LLM, TIER = catalog.llm("qwen3-0.6b"), catalog.tier("a40@200W")
+LLM, TIER = catalog.llm("qwen3-0.6b"), Tier(without_fits(catalog.gpu("a40")), 200.0)
 CHUNKS, STEP = prefill_chunks(LLM, 3000, 2048), decode_step(LLM, 32, 2000)
 COEFFICIENTS = {
     "gemm": ("compute", "memory", "launch_s"),

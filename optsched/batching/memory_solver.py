@@ -17,6 +17,7 @@ from optsched.compiled import kernel
 Array = np.ndarray
 
 INVALID = 4  # beside the codes of `optsched.batching.core`: the data contradict each other
+FAR, MORE = 10, 6  # blocks that the gap is worth: where sizes are so various, the search itself ends soon
 FIRST_WORK = 5_000  # states before the corner relaxation is solved
 
 
@@ -94,7 +95,10 @@ def solve_memory_row(
     if setting.scale <= 0.0:
         choice[:] = SKIP
         return setting, 0.0
-    search = expand(space, kv_blocks, hidden_blocks, memory, setting.frame, setting.search, min(work_limit, first_work))
+    frame = setting.frame
+    search = expand(space, kv_blocks, hidden_blocks, memory, frame, setting.search, min(work_limit, first_work))
+    if search.code == PAUSED and frame.price * (frame.room - FAR) > search.best_value:
+        search = expand(space, kv_blocks, hidden_blocks, memory, frame, search, min(work_limit, MORE * first_work))
     read_off(space, search, choice)
     if search.code == PAUSED and search.work < work_limit:
         frame, search = _close_and_expand(space, kv_blocks, hidden_blocks, memory, setting, search, work_limit, choice)

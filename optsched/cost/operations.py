@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from optsched.cost import collectives, decode_attention, elementwise, experts, gemm, prefill_attention
 from optsched.cost.precision import Scalar
+from optsched.cost.roofline import Card
 from optsched.cost.tier import TierParameters
 
 SLOW_ONSET = 24.0  # how sharply messages leave the fast path with their size
@@ -63,17 +64,22 @@ class Operation(eqx.Module):
 
 
 class Gemm(Operation):
-    """A matrix product of weights: (rows, inner) by (inner, outer)."""
+    """A matrix product of weights: (rows, inner) by (inner, outer).
+
+    `wide` is 1 where the weights have the data type of the activations though the llm's others are narrower, else 0.
+    """
 
     rows: Scalar
     inner: Scalar
     outer: Scalar
     weight_bytes: Scalar
     activation_bytes: Scalar
+    wide: Scalar
 
     def once_s(self, tier: TierParameters) -> Scalar:
         """Return the time of one of them in seconds."""
-        return gemm.gemm_s(tier.gemm, tier.card, self.rows, self.inner, self.outer, self.weight_bytes, self.activation_bytes)
+        card = Card(tier.flops_per_s * tier.wide_rate**self.wide, tier.memory_bytes_per_s, tier.clock)
+        return gemm.gemm_s(tier.gemm, card, self.rows, self.inner, self.outer, self.weight_bytes, self.activation_bytes)
 
     @property
     def once_flops(self) -> Scalar:

@@ -45,7 +45,8 @@ def compute_operations(shape: LlmShape, features: StepFeatures) -> dict[str, Ope
     Per layer, with T tokens: projections ``2 T params``; prefill attention ``4 h d_h`` FLOPs per pair; decode attention
     reads the cached K and V of ``kv_tokens + hidden_tokens``; the rebuild of T_h hidden tokens costs
     ``2 T_h d (2 n_kv d_h)`` FLOPs and writes what attention then reads. Its weights are those of the K and V projection
-    that the new tokens pass in the same product, so they are not read twice. What an llm does not have occurs 0 times.
+    that the new tokens pass in the same product, so they are not read twice. LM head and router keep 16 bits where the other
+    weights are narrower, as checkpoints do. What an llm does not have occurs 0 times.
     """
     s, f = shape, features
     return {
@@ -59,21 +60,23 @@ def compute_operations(shape: LlmShape, features: StepFeatures) -> dict[str, Ope
             jnp.full_like(f.tokens, LAYER_KERNELS),
             f.tokens * (s.local_elements / s.tp + s.shared_elements) * s.activation_bytes,
         ),
-        "lm_head": _gemm(s, f.emitting, s.hidden_size, s.vocab_size / s.tp, jnp.ones_like(f.emitting)),
+        "lm_head": _gemm(s, f.emitting, s.hidden_size, s.vocab_size / s.tp, jnp.ones_like(f.emitting), wide=True),
         "sampling": Elementwise(
             _present(f.emitting), jnp.full_like(f.emitting, LOGIT_PASSES), LOGIT_PASSES * 4.0 * f.emitting * s.vocab_size / s.tp
         ),
     }
 
 
-def _gemm(s: LlmShape, rows: Scalar, inner: Scalar, outer: Scalar, count: Scalar) -> Gemm:
+def _gemm(s: LlmShape, rows: Scalar, inner: Scalar, outer: Scalar, count: Scalar, *, wide: bool = False) -> Gemm:
+    """Return a matrix product; `wide` weights have the data type of the activations."""
     return Gemm(
         count * _present(rows),
         _at_least_one(rows),
         _at_least_one(inner),
         _at_least_one(outer),
-        s.weight_bytes,
+        s.activation_bytes if wide else s.weight_bytes,
         s.activation_bytes,
+        jnp.full_like(s.weight_bytes, float(wide)),
     )
 
 
@@ -142,6 +145,7 @@ def _rebuild(s: LlmShape, f: StepFeatures) -> dict[str, Operation]:
             width,
             jnp.zeros_like(s.weight_bytes),
             s.cache_bytes,
+            jnp.zeros_like(s.weight_bytes),
         ),
         "hidden_rotation": Elementwise(
             s.num_layers * _present(f.hidden_tokens),
@@ -158,7 +162,7 @@ def _feed_forward(s: LlmShape, f: StepFeatures) -> dict[str, Operation]:
     return {
         "feed_forward_in": _gemm(s, tokens, s.hidden_size, inputs * s.ffn_size / s.tp, s.num_dense_layers),
         "feed_forward_out": _gemm(s, tokens, s.ffn_size / s.tp, s.hidden_size, s.num_dense_layers),
-        "router": _gemm(s, tokens, s.hidden_size, s.num_experts, s.num_moe_layers),
+        "router": _gemm(s, tokens, s.hidden_size, s.num_experts, s.num_moe_layers, wide=True),
         "experts": Experts(
             count=s.num_moe_layers * _present(tokens),
             tokens=_at_least_one(tokens),

@@ -221,9 +221,15 @@ class Llm(Frozen):
         return self._total(self.moe.experts_per_token if self.moe else 0)
 
     @property
+    def wide_params(self) -> int:
+        """Parameters that checkpoints of 8-bit and 4-bit llms keep in 16 bits: embeddings, LM head, norms and routers."""
+        return self.embedding_params + self.norm_params + self.num_moe_layers * self.router_params
+
+    @property
     def weights_bytes(self) -> float:
-        """Bytes of all weights at `dtype`."""
-        return self.num_params * DTYPE_BYTES[self.dtype]
+        """Bytes of all weights: at `dtype`, but `wide_params` at no less than 16 bits."""
+        narrow = DTYPE_BYTES[self.dtype]
+        return (self.num_params - self.wide_params) * narrow + self.wide_params * max(narrow, 2.0)
 
     @property
     def kv_width(self) -> int:

@@ -167,3 +167,13 @@ def test_a_layout_that_does_not_divide_the_heads_is_refused() -> None:
         LlmShape.of(catalog.llm("qwen3-0.6b"), Layout(tp=0))
     with pytest.raises(SpecError, match="pp=29 exceeds the 28 layers"):
         LlmShape.of(catalog.llm("qwen3-0.6b"), Layout(pp=29))
+
+
+def test_the_lm_head_keeps_sixteen_bits_where_other_weights_are_narrower() -> None:
+    wide, narrow = (
+        operations_of(catalog.llm("llama-3.1-8b").replace(dtype=dtype), Layout(), decode_sequences=1.0)
+        for dtype in ("bf16", "int4")
+    )
+    assert float(narrow["lm_head"].bytes) == float(wide["lm_head"].bytes)
+    weights = catalog.llm("llama-3.1-8b").hidden_size * 2 * 14336
+    assert float(wide["feed_forward_in"].bytes - narrow["feed_forward_in"].bytes) == pytest.approx(32 * weights * (2 - 0.5))

@@ -13,6 +13,7 @@ from optsched import catalog
 from optsched.cost.breakdown import breakdown
 from optsched.cost.evaluate import evaluate_configurations, evaluate_steps, stack
 from optsched.cost.features import StepFeatures, attended_pairs
+from optsched.cost.operations import Gemm
 from optsched.cost.precision import double_precision, scalar
 from optsched.cost.roofline import ROOFLINE_BLEND, smooth_max
 from optsched.cost.shape import Layout, LlmShape
@@ -172,3 +173,27 @@ def test_a_card_without_a_usable_rate_is_refused() -> None:
     bare: Gpu = card.replace(datasheet=sheet)
     with pytest.raises(SpecError, match="a40 has no FLOP rate for fp32 weights; its datasheet lists bf16"):
         peak_flops_per_s(Tier(bare, 300.0), "fp32")
+
+
+@pytest.mark.parametrize("tier", ["h100-sxm", "h200", "a100-80gb", "l40s", "b200", "rtx-pro-6000", "a40"])
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "mixtral-8x7b", "deepseek-v3"])
+def test_no_operation_of_a_fitted_card_is_faster_than_its_datasheet(tier: str, name: str) -> None:
+    llm, place = catalog.llm(name), catalog.tier(tier)
+    with jax.enable_x64(True):
+        parameters, shape = TierParameters.of(place, llm), LlmShape.of(llm)
+        for features in (
+            StepFeatures.of(decode_sequences=1.0, kv_tokens=1000.0),
+            StepFeatures.of(decode_sequences=256.0, kv_tokens=500_000.0, hidden_tokens=100_000.0),
+            StepFeatures.of(prefill_tokens=16.0, pairs=128.0),
+            StepFeatures.of(prefill_tokens=16_384.0, pairs=16_384.0**2 / 2),
+        ):
+            for key, each in compute_operations(shape, features).items():
+                wide = key.endswith("attention") or key in ("lm_head", "router")
+                peak = float(parameters.wide_card.flops_per_s if wide else parameters.flops_per_s)
+                moved = float(each.bytes)
+                # Published passes and products (elementwise.fit, gemm.fit) find activations just written in the card's cache,
+                # so there only weights are sure to come from memory.
+                if float(each.once_bytes) < 4 * (place.gpu.datasheet.cache_bytes or 0.0) and not key.endswith("attention"):
+                    moved = float(each.count * each.inner * each.outer * each.weight_bytes) if isinstance(each, Gemm) else 0.0
+                light = max(float(each.flops) / peak, moved / place.gpu.datasheet.memory_bytes_per_s)
+                assert float(each.seconds(parameters)) >= light * (1 - 1e-9), (key, features)

@@ -90,7 +90,9 @@ def test_transformers_counts_the_same_parameters_in_any_shape(llm: Llm) -> None:
 @given(llm=llms())
 def test_sizes_are_consistent(llm: Llm) -> None:
     assert 0 < llm.num_active_params <= llm.num_params
-    assert llm.weights_bytes == llm.num_params * DTYPE_BYTES[llm.dtype]
+    assert 0 < llm.wide_params <= llm.num_params
+    narrow = DTYPE_BYTES[llm.dtype]
+    assert llm.weights_bytes == pytest.approx(llm.num_params * narrow + llm.wide_params * max(0.0, 2.0 - narrow))
     assert llm.hidden_ratio == pytest.approx(llm.hidden_bytes_per_token / llm.kv_bytes_per_token)
     assert math.isclose(llm.replace(num_layers=2 * llm.num_layers).kv_bytes_per_token, 2 * llm.kv_bytes_per_token)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float64, Int64, Num
+from jaxtyping import Float64, Num
 
 from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
 from optsched.cost.precision import Scalar, double_precision
@@ -27,7 +30,9 @@ from optsched.errors import SpecError
 
 Array = np.ndarray
 By = Literal["model", "law"]
-CHUNK_POINTS = 1 << 14  # as many as stay in the caches with all their intermediate results
+CHUNK_POINTS = 1 << 15  # larger ones gain little more, and leave the caches with all their intermediate results
+_LONGEST_SIDE = 128
+_WORKERS = min(4, os.cpu_count() or 1)  # XLA leaves these operations on one core; blocks are computed side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,11 @@ class GridCosts:
 
 @dataclass(frozen=True, slots=True)
 class GridChunk:
-    """Costs of the steps from `start` on, the axes of a replica's grid flattened with the prompt running fastest."""
+    """Costs of a block of a replica's grid: parts of the three axes, and the steps where they meet."""
 
-    start: int
-    seconds: Float64[Array, " n"]
-    joules: Float64[Array, " n"]
+    place: tuple[slice, slice, slice]
+    seconds: Float64[Array, "b c p"]
+    joules: Float64[Array, "b c p"]
 
 
 class _Totals(eqx.Module):
@@ -100,68 +105,81 @@ class _Totals(eqx.Module):
         return cls(np.asarray(axes.batch, np.float64), attended, prompt, pairs)  # type: ignore[arg-type]
 
 
-@partial(jax.jit, static_argnums=3)
-def _steps(totals: _Totals, lengths: Int64[Array, " 3"], start: Int64[Array, ""], count: int) -> StepFeatures:
-    """Return the steps from `start` on; beyond the end the last one."""
-    points = jnp.minimum(start + jnp.arange(count), lengths.prod() - 1)
-    rest, prompt = jnp.divmod(points, lengths[2])
-    batch, context = jnp.divmod(rest, lengths[1])
-    decoding, new = totals.batch[batch], totals.prompt[prompt]
-    sequences = decoding + jnp.minimum(new, 1.0)
-    return StepFeatures(
-        prefill_tokens=new,
-        pairs=totals.pairs[prompt],
-        prefill_context_tokens=jnp.zeros_like(new),
-        decode_sequences=decoding,
-        kv_tokens=decoding * totals.attended[context],
-        hidden_tokens=jnp.zeros_like(new),
+def _costs(
+    tier: TierParameters, shape: LlmShape, batch: Scalar, attended: Scalar, prompt: Scalar, pairs: Scalar
+) -> tuple[Scalar, Scalar]:
+    sequences = batch + jnp.minimum(prompt, 1.0)
+    step = StepFeatures(
+        prefill_tokens=prompt,
+        pairs=pairs,
+        prefill_context_tokens=jnp.zeros_like(prompt),
+        decode_sequences=batch,
+        kv_tokens=batch * attended,
+        hidden_tokens=jnp.zeros_like(prompt),
         sequences=sequences,
         emitting=sequences,
     )
-
-
-def _costs(tier: TierParameters, shape: LlmShape, step: StepFeatures) -> tuple[Scalar, Scalar]:
     cost = step_cost(tier, shape, step)
     return cost.seconds, cost.joules
 
 
-# Compiled apart from `_steps`, which would otherwise be computed anew for every operation that reads its result.
-_many = jax.jit(jax.vmap(_costs, in_axes=(None, None, 0)))
+# One axis after the other, so that what depends on two of them (most operations do) is computed once for all of the third.
+_of_prompts = jax.vmap(_costs, in_axes=(None, None, None, None, 0, 0))
+_of_contexts = jax.vmap(_of_prompts, in_axes=(None, None, None, 0, None, None))
+_of_block = jax.jit(jax.vmap(_of_contexts, in_axes=(None, None, 0, None, None, None)))
 
 
 @double_precision
-def _model_chunk(
-    parameters: tuple[TierParameters, LlmShape], totals: _Totals, lengths: tuple[int, ...], start: int, size: int
-) -> GridChunk:
-    seconds, joules = _many(*parameters, _steps(totals, np.array(lengths), np.int64(start), size))
-    kept = min(size, math.prod(lengths) - start)
-    return GridChunk(start, np.asarray(seconds)[:kept], np.asarray(joules)[:kept])
+def _model_block(parameters: tuple[TierParameters, LlmShape], axes: list[Array], blocks: list[slice]) -> tuple[Array, Array]:
+    batch, attended, prompt, pairs = (axis[block] for axis, block in zip(axes, (*blocks, blocks[2]), strict=True))
+    seconds, joules = _of_block(*parameters, batch, attended, prompt, pairs)
+    return np.asarray(seconds), np.asarray(joules)
 
 
-def _padded(axis: Scalar) -> Scalar:
-    """Continue an axis to a power of two, so that few lengths are ever compiled."""
-    values = np.asarray(axis)
-    grown: Scalar = np.pad(values, (0, (1 << (len(values) - 1).bit_length()) - len(values)), mode="edge")  # type: ignore[assignment]
-    return grown
+def _model_chunks(parameters: tuple[TierParameters, LlmShape], totals: _Totals, size: int) -> Iterator[GridChunk]:
+    """Yield blocks of one size, compiled once; where an axis ends inside one, its last entry repeats."""
+    axes = [np.asarray(each) for each in (totals.batch, totals.attended, totals.prompt, totals.pairs)]
+    lengths, sides, left = [len(axis) for axis in axes[:3]], [1, 1, 1], size
+    for place in (2, 1, 0):
+        most = min(left, _LONGEST_SIDE)
+        sides[place] = -(-lengths[place] // -(-lengths[place] // most))
+        left = max(1, left // sides[place])
+    padded = [np.pad(axis, (0, -len(axis) % side), mode="edge") for axis, side in zip(axes, (*sides, sides[2]), strict=True)]
+
+    def block(corner: tuple[int, ...]) -> GridChunk:
+        seconds, joules = _model_block(parameters, padded, [slice(at, at + side) for at, side in zip(corner, sides, strict=True)])
+        b, c, p = (slice(at, min(at + side, end)) for at, side, end in zip(corner, sides, lengths, strict=True))
+        kept = tuple(slice(each.stop - each.start) for each in (b, c, p))
+        return GridChunk((b, c, p), seconds[kept], joules[kept])
+
+    corners = product(*(range(0, length, side) for length, side in zip(lengths, sides, strict=True)))
+    yield block(next(corners))  # compiles
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        waiting: deque[Future[GridChunk]] = deque()
+        for corner in corners:
+            waiting.append(pool.submit(block, corner))
+            if len(waiting) > _WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _law_chunks(law: StepLaw, totals: _Totals, size: int) -> Iterator[GridChunk]:
-    """Yield whole rows of prompts: what depends on the prompt and the batch alone is computed once for all contexts."""
+    """Yield all prompts of some contexts at a time: what depends on prompt and batch alone is computed once for all contexts."""
     batch, attended, prompt, pairs = (np.asarray(x) for x in (totals.batch, totals.attended, totals.prompt, totals.pairs))
-    tokens, sequences = batch[:, None] + prompt, batch[:, None] + np.minimum(prompt, 1.0)
-    work = law.gemm(tokens) + law.pair_s * pairs + law.sequence_s * sequences
-    spent = law.step_j + law.gemm_energy(tokens) + law.pair_j * pairs + law.sequence_j * sequences
-    rows, each = len(batch) * len(attended), max(1, size // len(prompt))
-    for first in range(0, rows, each):
-        of_batch, of_context = np.divmod(np.arange(first, min(first + each, rows)), len(attended))
-        read = (batch[of_batch] * attended[of_context])[:, None]
-        seconds, joules = work[of_batch], spent[of_batch]
-        seconds += law.kv_s * read
-        np.maximum(seconds, law.floor_s, out=seconds)
-        seconds += law.overhead_s
-        joules += law.kv_j * read
-        joules += law.idle_w * seconds
-        yield GridChunk(first * len(prompt), seconds.ravel(), joules.ravel())
+    some = max(1, size // len(prompt))
+    for index, decoding in enumerate(batch):
+        tokens, sequences = decoding + prompt, decoding + np.minimum(prompt, 1.0)
+        work = law.gemm(tokens) + law.pair_s * pairs + law.sequence_s * sequences
+        spent = law.step_j + law.gemm_energy(tokens) + law.pair_j * pairs + law.sequence_j * sequences
+        for first in range(0, len(attended), some):
+            read = (decoding * attended[first : first + some])[:, None]
+            seconds, joules = law.kv_s * read + work, law.kv_j * read + spent
+            np.maximum(seconds, law.floor_s, out=seconds)
+            seconds += law.overhead_s
+            joules += law.idle_w * seconds
+            place = slice(index, index + 1), slice(first, first + len(seconds)), slice(0, len(prompt))
+            yield GridChunk(place, seconds[None], joules[None])
 
 
 def grid_chunks(
@@ -178,7 +196,8 @@ def grid_chunks(
     by
         ``model``: every operation of the full model; ``law``: the coefficients of the replica's step law.
     chunk_points
-        Steps evaluated at once. By the full model a step takes some 500 bytes meanwhile; a law takes whole rows of prompts.
+        Most steps of a block. By the full model some blocks are computed side by side, and each step takes some hundred bytes
+        meanwhile; a law takes whole rows of prompts.
 
     Raises
     ------
@@ -191,9 +210,7 @@ def grid_chunks(
     if by == "law":
         yield from _law_chunks(step_law(llm, tier, tp=tp), totals, chunk_points)
     elif by == "model":
-        parameters, totals = replica_parameters(llm, tier, tp=tp), jax.tree.map(_padded, totals)
-        for start in range(0, axes.num_points, chunk_points):
-            yield _model_chunk(parameters, totals, axes.shape, start, chunk_points)
+        yield from _model_chunks(replica_parameters(llm, tier, tp=tp), totals, chunk_points)
     else:
         raise SpecError(f"by={by!r} is unknown; choose model or law")
 
@@ -222,12 +239,10 @@ def evaluate_grid(
     SpecError
         As `grid_chunks`.
     """
-    shape = (len(tiers), len(tps), axes.num_points)
+    shape = (len(tiers), len(tps), *axes.shape)
     seconds, joules = np.empty(shape), np.empty(shape)
     for i, tier in enumerate(tiers):
         for j, tp in enumerate(tps):
             for chunk in grid_chunks(llm, tier, axes, tp=tp, by=by, chunk_points=chunk_points):
-                end = chunk.start + len(chunk.seconds)
-                seconds[i, j, chunk.start : end], joules[i, j, chunk.start : end] = chunk.seconds, chunk.joules
-    whole = (len(tiers), len(tps), *axes.shape)
-    return GridCosts(seconds.reshape(whole), joules.reshape(whole))
+                seconds[i, j][chunk.place], joules[i, j][chunk.place] = chunk.seconds, chunk.joules
+    return GridCosts(seconds, joules)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -66,34 +65,27 @@ def measured() -> ModuleType:
     return module
 
 
-def points(test: Callable[..., None]) -> list[tuple[int, float]]:
-    """Return the points that a test is parametrised with."""
-    return list(next(mark for mark in test.pytestmark if mark.name == "parametrize").args[1])  # type: ignore[attr-defined]
-
-
 def prefill_table() -> str:
     """Return measured and modelled cold prefill at both power caps."""
     given = measured()
     rows = []
-    for cap_w, test in (
-        (300, given.test_cold_prefill_is_within_fifteen_percent_of_the_measured_one),
-        (200, given.test_capped_prefill_is_within_fifteen_percent_of_the_measured_one),
-    ):
-        for tokens, seconds in points(test):
-            found = given.prefill_s(tokens, cap_w)
-            rows.append([f"{tokens:,}", f"{cap_w} W", f"{seconds:.2f} s", f"{found:.2f} s", signed(found / seconds - 1)])
-    return table(["prompt tokens", "cap", "measured", "model", "error"], rows)
+    for cap_w, tokens in given.PROMPTS:
+        seconds, found = given.a40.PREFILL_S[cap_w][tokens], given.prefill_s(tokens, cap_w)
+        part = "fitted" if (cap_w, tokens) in given.FITTED else "held out"
+        rows.append([f"{tokens:,}", f"{cap_w} W", part, f"{seconds:.2f} s", f"{found:.2f} s", signed(found / seconds - 1)])
+    return table(["prompt tokens", "cap", "part", "measured", "model", "error"], rows)
 
 
 def decode_table() -> str:
     """Return measured and modelled decode steps at 300 W."""
     given = measured()
     rows = []
-    for kv_tokens, milliseconds in points(given.test_decode_step_is_within_ten_percent_of_the_measured_one):
-        batch = 1 if kv_tokens == 128 else 32
-        found = 1e3 * given.decode_s(batch, kv_tokens)
-        rows.append([f"{kv_tokens:,}", str(batch), f"{milliseconds:.1f} ms", f"{found:.1f} ms", signed(found / milliseconds - 1)])
-    return table(["KV tokens in the batch", "batch in the model", "measured", "model", "error"], rows)
+    for (batch, kv_tokens), seconds in given.a40.DECODE_S.items():
+        found = given.decode_s(batch, kv_tokens)
+        part = "fitted" if (batch, kv_tokens) in given.a40.FITTED_DECODES else "held out"
+        cells = [f"{kv_tokens:,}", str(batch), part, f"{1e3 * seconds:.1f} ms", f"{1e3 * found:.1f} ms"]
+        rows.append([*cells, signed(found / seconds - 1)])
+    return table(["KV tokens in the batch", "batch", "part", "measured", "model", "error"], rows)
 
 
 def budget_table() -> str:

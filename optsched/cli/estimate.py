@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -34,6 +35,7 @@ def estimate(
     hidden_tokens: int = 0,
     chunk: int = 2048,
     link: str | None = None,
+    engine: str | None = None,
     sensitivity: bool = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -61,6 +63,9 @@ def estimate(
         Most new tokens per step of the prefill.
     link
         Link between the GPUs of the replica; the gpu's own interconnect unless given.
+    engine
+        Serving engine whose overheads the gpu's file names, for example eager (without CUDA graphs); the file's default
+        unless given.
     sensitivity
         Show what a tenth more compute, bandwidth, link, overhead or power would change.
     json
@@ -68,7 +73,7 @@ def estimate(
     """
     from optsched.cost.estimate import estimate as estimate_costs
 
-    shape, place = catalog.llm(llm), catalog.tier(tier)
+    shape, place = catalog.llm(llm), replace(catalog.tier(tier), engine=engine)
     cached = prompt if context is None else context
     answer = estimate_costs(
         shape,
@@ -97,6 +102,8 @@ def estimate(
 
 
 def _as_json(answer: Estimate) -> dict[str, object]:
+    from optsched.cost.breakdown import overhead_share
+
     def rows(breakdown: Sequence[BreakdownRow]) -> list[dict[str, object]]:
         return [
             {"operation": row.name, "seconds": row.seconds, "flops": row.flops, "bytes": row.bytes, "resource": row.resource}
@@ -117,6 +124,7 @@ def _as_json(answer: Estimate) -> dict[str, object]:
         },
         "origin": answer.origin,
         **{name: getattr(answer, name) for name in _ERRORS},
+        "overhead_share": {"prefill": overhead_share(answer.prefill), "decode": overhead_share(answer.decode)},
         "breakdown": {"prefill": rows(answer.prefill), "decode": rows(answer.decode)},
     }
     if answer.prefill_sensitivity is not None and answer.decode_sensitivity is not None:
@@ -200,6 +208,8 @@ def _print_errors(answer: Estimate) -> None:
 
 
 def _print_breakdown(name: str, rows: Sequence[BreakdownRow]) -> None:
+    from optsched.cost.breakdown import overhead_share
+
     total = sum(row.seconds for row in rows)
     cells = [
         (
@@ -213,3 +223,4 @@ def _print_breakdown(name: str, rows: Sequence[BreakdownRow]) -> None:
         for row in sorted(rows, key=lambda row: -row.seconds)
     ]
     print_table(name, ("operation", "time", "share", "work per GPU", "moved per GPU", "limited by"), cells)
+    print_line(f"Overheads of the engine take {overhead_share(rows):.1%} of it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ from optsched.cost.step import duration, running, work_time
 from optsched.cost.tier import TierParameters
 from optsched.cost.transformer import communications, compute_operations
 
+# Rows of a breakdown that are no operation: what the engine adds to the kernels.
+OVERHEADS = ("per sequence", "kernel launches", "between steps")
 Resource = Literal["compute", "memory", "link", "overhead"]
 
 
@@ -69,11 +72,8 @@ def _sent(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict
 @jax.jit
 def _overheads(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, Scalar]:
     work_s = work_time(tier, shape, features)
-    return {
-        "per sequence": tier.sequence_overhead_s * features.sequences,
-        "kernel launches": duration(tier, shape, features, work_s) - tier.step_overhead_s - work_s,
-        "between steps": tier.step_overhead_s,
-    }
+    launches_s = duration(tier, shape, features, work_s) - tier.step_overhead_s - work_s
+    return dict(zip(OVERHEADS, (tier.sequence_overhead_s * features.sequences, launches_s, tier.step_overhead_s), strict=True))
 
 
 def _dominating(numbers: dict[str, float]) -> Resource:
@@ -81,6 +81,12 @@ def _dominating(numbers: dict[str, float]) -> Resource:
     rest = numbers["seconds"] - numbers["compute"] - numbers["memory"]
     shares: dict[Resource, float] = {"compute": numbers["compute"], "memory": numbers["memory"], "overhead": rest}
     return max(shares, key=shares.__getitem__)
+
+
+def overhead_share(rows: Sequence[BreakdownRow]) -> float:
+    """Return the share of a step's time that is none of its operations: launches, sequences, and the time between steps."""
+    total = sum(row.seconds for row in rows)
+    return sum(row.seconds for row in rows if row.name in OVERHEADS) / total if total else 0.0
 
 
 _running = jax.jit(running)

@@ -125,7 +125,6 @@ class TierParameters(eqx.Module):
         llm: Llm,
         link: Link | None = None,
         network: Link | None = None,
-        engine: str | None = None,
         tp: int = 2,
     ) -> Self:
         """Collect the parameters of a tier for an llm's data types.
@@ -138,8 +137,6 @@ class TierParameters(eqx.Module):
             Between the GPUs of one replica and node; None where a replica has one GPU.
         network
             Between the nodes of one replica; None where it fits a node.
-        engine
-            Whose overheads; None: the gpu file's default.
         tp
             GPUs that share every layer: the group of the collectives.
 
@@ -147,11 +144,9 @@ class TierParameters(eqx.Module):
         ------
         SpecError
             If the datasheet lists no FLOP rate for the llm's data type.
-        UnknownNameError
-            If the gpu's file names no such engine.
         """
         sheet, achieved = tier.gpu.datasheet, tier.gpu.efficiency
-        overheads = achieved.overheads(engine)
+        overheads = achieved.overheads(tier.engine)
         peak = peak_flops_per_s(tier, llm.dtype)
         latent = llm.mla is not None
         # A replica of one GPU sends nothing, so any positive bandwidth serves; so for one node and the network.

@@ -108,7 +108,7 @@ class _Replica:
             else:
                 other = _scaled(link, path[1:], factors)
                 link = other if isinstance(other, Link) else link
-            tier = Tier(gpu, self.tier.power_cap_w)
+            tier = Tier(gpu, self.tier.power_cap_w, self.tier.engine)
             return replica_parameters(self.llm, tier, tp=self.tp, pp=self.pp, link=link)[0]
         except ValidationError:
             return None

@@ -121,19 +121,30 @@ class Link(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A gpu at a power cap, written ``a40@200W``."""
+    """A gpu at a power cap, written ``a40@200W``, and the serving engine on it.
+
+    Attributes
+    ----------
+    gpu, power_cap_w
+        The card, and its cap.
+    engine
+        Whose overheads a step has, by a name of `Efficiency.engines` (``eager``: without CUDA graphs); None: the default
+        ones of the gpu's file.
+    """
 
     gpu: Gpu
     power_cap_w: float
+    engine: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a cap outside (idle power, board power]."""
+        """Refuse a cap outside (idle power, board power], and an engine that the gpu's file does not name."""
         idle, board = self.gpu.efficiency.idle_w, self.gpu.datasheet.power_w
         if not idle < self.power_cap_w <= board:
             raise SpecError(
                 f"power cap {self.power_cap_w:g} W of {self.gpu.name} must lie above its idle power {idle:g} W and at most "
                 f"at its board power {board:g} W; choose another cap",
             )
+        self.gpu.efficiency.overheads(self.engine)
 
     @property
     def name(self) -> str:

@@ -86,10 +86,9 @@ def llm_of(name: str) -> Llm:
 @cache
 def replica(llm: str, gpu: str, tp: int, engine: str) -> tuple[TierParameters, LlmShape]:
     """Return the parameters of a replica; an engine that the gpu's file lacks yet has the default overheads and the cliff."""
-    tier, shape = catalog.tier(gpu), llm_of(llm)
-    known = tier.gpu.efficiency.engines
-    place = TierParameters.of(tier, shape, link_of(tier, None, tp), engine=engine if engine in known else None, tp=tp)
-    return place, LlmShape.of(shape, Layout(tp))
+    card, shape = catalog.gpu(gpu), llm_of(llm)
+    tier = Tier(card, card.datasheet.power_w, engine if engine in card.efficiency.engines else None)
+    return TierParameters.of(tier, shape, link_of(tier, None, tp), tp=tp), LlmShape.of(shape, Layout(tp))
 
 
 def data() -> Path:

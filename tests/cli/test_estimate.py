@@ -113,3 +113,15 @@ def test_wrong_numbers_are_refused_in_one_line(
 def test_an_llm_that_does_not_fit_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["estimate", "--llm", "opt-66b", "--tier", "a40", "--json"]) == 1
     assert "opt-66b needs" in capsys.readouterr().err
+
+
+def test_an_engine_without_cuda_graphs_spends_much_of_a_decode_step_on_launches(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["estimate", "--llm", "opt-13b", "--tier", "a100-40gb", "--batch", "50", "--context", "400", "--engine", "eager"]
+    assert invoke([*given, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert 0.030 <= answer["decode_step_s"] <= 0.150
+    assert 0.1 < answer["overhead_share"]["decode"] < 0.9
+    assert invoke(given) == 0
+    assert "Overheads of the engine take" in capsys.readouterr().out
+    assert invoke([*given[:-1], "magic"]) == 1
+    assert "magic" in capsys.readouterr().err

@@ -78,7 +78,7 @@ class Gemm(Operation):
 
     def once_s(self, tier: TierParameters) -> Scalar:
         """Return the time of one of them in seconds."""
-        card = Card(tier.flops_per_s * tier.wide_rate**self.wide, tier.memory_bytes_per_s, tier.clock)
+        card = Card(tier.flops_per_s * tier.wide_rate**self.wide, tier.memory_bytes_per_s, tier.card.clock)
         return gemm.gemm_s(tier.gemm, card, self.rows, self.inner, self.outer, self.weight_bytes, self.activation_bytes)
 
     @property

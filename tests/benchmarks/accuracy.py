@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 from optsched import catalog
 from optsched.cost.memory import kv_token_budget
@@ -54,40 +52,6 @@ def step_law_table() -> str:
     return table(["replica", "steps", "time, mean", "time, largest", "energy, mean", "energy, largest"], rows)
 
 
-def measured() -> ModuleType:
-    """Return the test module that holds the artifact's measurements."""
-    path = ROOT / "tests" / "cost" / "test_cost_a40.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def prefill_table() -> str:
-    """Return measured and modelled cold prefill at both power caps."""
-    given = measured()
-    rows = []
-    for cap_w, tokens in given.PROMPTS:
-        seconds, found = given.a40.PREFILL_S[cap_w][tokens], given.prefill_s(tokens, cap_w)
-        part = "fitted" if (cap_w, tokens) in given.FITTED else "held out"
-        rows.append([f"{tokens:,}", f"{cap_w} W", part, f"{seconds:.2f} s", f"{found:.2f} s", signed(found / seconds - 1)])
-    return table(["prompt tokens", "cap", "part", "measured", "model", "error"], rows)
-
-
-def decode_table() -> str:
-    """Return measured and modelled decode steps at 300 W."""
-    given = measured()
-    rows = []
-    for (batch, kv_tokens), seconds in given.a40.DECODE_S.items():
-        found = given.decode_s(batch, kv_tokens)
-        part = "fitted" if (batch, kv_tokens) in given.a40.FITTED_DECODES else "held out"
-        cells = [f"{kv_tokens:,}", str(batch), part, f"{1e3 * seconds:.1f} ms", f"{1e3 * found:.1f} ms"]
-        rows.append([*cells, signed(found / seconds - 1)])
-    return table(["KV tokens in the batch", "batch", "part", "measured", "model", "error"], rows)
-
-
 def budget_table() -> str:
     """Return KV token budgets beside reported ones."""
     rows = []
@@ -102,7 +66,7 @@ def main() -> None:
     path = ROOT / "docs" / "accuracy.md"
     text = path.read_text(encoding="utf-8")
     stamp = f"`python tests/benchmarks/accuracy.py`, {datetime.date.today().isoformat()}"
-    tables = {"step-law": step_law_table, "prefill": prefill_table, "decode": decode_table, "kv-budget": budget_table}
+    tables = {"step-law": step_law_table, "kv-budget": budget_table}
     for name, make in tables.items():
         before, _, rest = text.partition(f"<!-- {name} -->\n")
         _, closing, after = rest.partition(f"<!-- end of {name} -->")

@@ -49,7 +49,7 @@ OVERHEADS = {
 }
 # Read off all rows of Splitwise: an all-reduce of 58.7 MB (BLOOM, 2,048 tokens) is fast and one of 67.1 MB is not.
 SLOW_MESSAGE_BYTES = 62e6
-# Kernels slower than those the laws were fitted to: overheads cannot make up for them, so they are reported only.
+# Too far off on the held-out llm to be offered; its errors are printed.
 NOT_SHIPPED = ("distserve-vllm",)
 ERRORS = {"prefill": 0.06, "decode": 0.03}
 POWER = {

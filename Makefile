@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
+	@rm -rf $(DEMO)
 	@mkdir -p $(DEMO)/models/gpus
 	@echo "1/4  calibrate: time real torch steps on this machine with 1, 2 and 3 replicas busy"
 	@OPTSCHED_MODELS=$(DEMO)/models $(BIN)/optsched calibrate --tier local-cpu --llm demo-qwen3 --out $(DEMO)/models/gpus/local-cpu.toml

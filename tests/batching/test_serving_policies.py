@@ -71,6 +71,15 @@ def test_sarathi_keeps_the_blocks_of_a_prompt_begun_for_it() -> None:
     assert step("sarathi", requests, Counts(2, 1, 0), {"chunk_tokens": 60}, total_blocks=9) == ([1, 32, 0], [0, 0, 0])
 
 
+@pytest.mark.parametrize("policy", ["sarathi", "vllm-chunked", "fastgen"])
+def test_an_idle_cache_makes_room_once_though_an_emptied_one_stands_before_it(policy: str) -> None:
+    """The decode takes one of the two blocks that the idle cache gives, and the prompt of three blocks does not fit."""
+    requests = state((16, 1), (0, 48), (0, 0), (32, 0))
+    tokens, evictions = step(policy, requests, Counts(1, 1, 2), {}, total_blocks=3)
+    assert evictions == [0, 0, 0, 1]
+    assert tokens == [1, 16 if policy == "fastgen" else 0, 0, 0]
+
+
 def test_fastgen_begins_a_prompt_with_whatever_blocks_are_free() -> None:
     assert step("fastgen", state((100, 1), (0, 64)), Counts(1, 1, 0), {"forward_tokens": 64}) == ([1, 48], [0, 0])
 

@@ -34,7 +34,7 @@ def evict_forward(
     """
     while free < needed and position < stop:
         slot = queue[position]
-        if requests.blocks[slot] > 0:
+        if requests.blocks[slot] > 0 and decision.evict[slot] == 0:
             decision.evict[slot] = 1
             free += requests.blocks[slot]
         position += 1

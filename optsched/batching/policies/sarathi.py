@@ -67,11 +67,9 @@ def _admit(
     """Admit waiting requests in order while the chunk, the sequences and blocks for whole prompts last; return how many."""
     first, idle = counts.running, counts.running + counts.waiting
     end = idle + counts.idle
-    while idle < end and decision.evict[queue[idle]] == 1:
-        idle += 1
     idle_blocks, admitted = 0, 0
     for position in range(idle, end):
-        idle_blocks += requests.blocks[queue[position]]
+        idle_blocks += 0 if decision.evict[queue[position]] == 1 else requests.blocks[queue[position]]
     for position in range(first, first + counts.waiting):
         slot = queue[position]
         if chunk <= 0 or sequences >= engine.max_sequences or decision.evict[slot] == 1:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
+from optsched.batching.policies.admission import growth, is_decode, take
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
-from optsched.batching.policies.prefill_first import growth, take
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel
 
@@ -49,8 +49,7 @@ def _fill(
     for turn in range(2):
         for position in range(counts.running + counts.waiting):
             slot = queue[position]
-            decode = requests.new_tokens[slot] == 1 and requests.context[slot] > 0
-            if decision.evict[slot] == 1 or (decode and position < counts.running) != (turn == 0):
+            if decision.evict[slot] == 1 or (position < counts.running and is_decode(requests, slot)) != (turn == 0):
                 continue
             if budget <= 0 or scheduled >= engine.max_sequences:
                 return scheduled

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.policies.apt_serve import violates
-from optsched.batching.policies.eviction import leave_all_out
-from optsched.batching.policies.prefill_first import admit_prompts, by_key, step_running
+from optsched.batching.policies.prefill_first import by_key, prompts_first
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel
 
@@ -35,18 +34,9 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     int
         Number of scheduled requests.
     """
-    leave_all_out(requests, queue, counts, decision)
-    if counts.waiting > 0:
-        key = np.empty(counts.waiting)
-        for index in range(counts.waiting):
-            key[index] = 1.0 if violates(requests, queue[counts.running + index], engine) else 0.0
-        admitted = admit_prompts(requests, queue, counts, engine, decision, by_key(key))
-        if admitted > 0:
-            return admitted
-        leave_all_out(requests, queue, counts, decision)
-    if counts.running == 0:
-        return 0
-    last = np.empty(counts.running)
+    key, last = np.empty(counts.waiting), np.empty(counts.running)
+    for index in range(counts.waiting):
+        key[index] = 1.0 if violates(requests, queue[counts.running + index], engine) else 0.0
     for position in range(counts.running):
         last[position] = -position - (counts.running if violates(requests, queue[position], engine) else 0)
-    return step_running(requests, queue, counts, engine, decision, by_key(last))
+    return prompts_first(requests, queue, counts, engine, decision, by_key(key), by_key(last))

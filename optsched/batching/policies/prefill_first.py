@@ -11,82 +11,18 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from optsched.batching.blocks import blocks_for
-from optsched.batching.policies.eviction import evict_backward, evict_forward
-from optsched.batching.state import KV, Counts, Decision, Engine, Requests
+from optsched.batching.policies.admission import Room, admit, growth, take
+from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
+from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel
 
 Array = np.ndarray
 
 
 @kernel
-def growth(requests: Requests, slot: int, tokens: int, engine: Engine) -> int:
-    """Return the blocks that a request lacks to compute so many tokens more; KV cache unless it holds the other kind."""
-    kind = requests.cache[slot] if requests.context[slot] > 0 else KV
-    needed = blocks_for(requests.context[slot] + tokens, kind, engine.block_tokens, engine.hidden_ratio)
-    return int(max(0, needed - requests.blocks[slot]))
-
-
-@kernel
-def take(requests: Requests, slot: int, tokens: int, decision: Decision) -> None:
-    """Schedule tokens of a request, in the kind of cache that it holds."""
-    decision.tokens[slot] = tokens
-    decision.cache[slot] = requests.cache[slot] if requests.context[slot] > 0 else KV
-
-
-@kernel
 def by_key(key: Float64[Array, " n"]) -> Int64[Array, " n"]:
     """Return the positions in ascending order of a key, ties as they stand."""
     return np.argsort(key, kind="mergesort")
-
-
-@kernel
-def admit_prompts(
-    requests: Requests,
-    queue: Int64[Array, " q"],
-    counts: Counts,
-    engine: Engine,
-    decision: Decision,
-    order: Int64[Array, " w"],
-) -> int:
-    """Admit waiting requests with their whole prompts, in an order of their positions among the waiting; return how many.
-
-    The first that does not fit the token budget, the sequences, or the free blocks above the watermark ends it. Idle caches
-    are evicted, least recently used first, where that makes room. A prompt longer than the budget goes alone; with nothing
-    running and nothing admitted the watermark does not hold back the first, and waiting caches make room for it.
-    """
-    start, idle = counts.running, counts.running + counts.waiting
-    end = idle + counts.idle
-    free, budget, sequences, admitted, idle_blocks = engine.free_blocks, engine.max_batched_tokens, counts.running, 0, 0
-    for position in range(idle, end):
-        idle_blocks += requests.blocks[queue[position]]
-    for index in order:
-        slot = queue[start + index]
-        tokens = requests.new_tokens[slot]
-        if sequences >= engine.max_sequences or (tokens > budget and admitted > 0) or decision.evict[slot] == 1:
-            break
-        tokens = min(tokens, budget)
-        alone = sequences == 0
-        grown = growth(requests, slot, tokens, engine)
-        needed = grown if alone or grown == 0 else grown + engine.watermark_blocks
-        if free + idle_blocks < needed and not alone:
-            break
-        before = free
-        idle, free = evict_forward(requests, queue, idle, end, decision, free, needed)
-        idle_blocks -= free - before
-        if free < needed:
-            held = decision.evict[slot]
-            decision.evict[slot] = 1  # not its own cache
-            free = evict_backward(requests, queue, start, start + counts.waiting, decision, free, needed)
-            decision.evict[slot] = held
-        if free < needed:
-            break
-        take(requests, slot, tokens, decision)
-        free -= grown
-        budget -= tokens
-        sequences += 1
-        admitted += 1
-    return admitted
 
 
 @kernel
@@ -134,3 +70,40 @@ def step_running(
 def last_first(counts: Counts) -> Int64[Array, " r"]:
     """Return the positions of the running requests, the one admitted last first."""
     return np.arange(counts.running - 1, -1, -1)
+
+
+@kernel
+def prompts_first(
+    requests: Requests,
+    queue: Int64[Array, " q"],
+    counts: Counts,
+    engine: Engine,
+    decision: Decision,
+    order: Int64[Array, " w"],
+    victims: Int64[Array, " r"],
+) -> int:
+    """Compose the next step: the whole prompts that fit; if none does, every running request.
+
+    Prompts are admitted within the token budget, the sequences and the free blocks above the watermark; the first that does
+    not fit ends the admissions, and one longer than the budget goes alone.
+
+    Parameters
+    ----------
+    order
+        Positions among the waiting, the first to admit first.
+    victims
+        Positions of the running, the first to preempt first.
+
+    Returns
+    -------
+    int
+        Number of scheduled requests.
+    """
+    leave_all_out(requests, queue, counts, decision)
+    if counts.waiting > 0:
+        room = Room(engine.free_blocks, engine.max_batched_tokens, counts.running)
+        admitted = admit(requests, queue, counts, engine, decision, order, room, True, False)
+        if admitted > 0:
+            return admitted
+        leave_all_out(requests, queue, counts, decision)
+    return step_running(requests, queue, counts, engine, decision, victims) if counts.running > 0 else 0

@@ -11,17 +11,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
+from optsched.batching.policies.admission import Room, admit, growth, is_decode, take
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
-from optsched.batching.policies.prefill_first import growth, take
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel
 
 Array = np.ndarray
-
-
-@kernel
-def _is_decode(requests: Requests, slot: int) -> bool:
-    return bool(requests.new_tokens[slot] == 1 and requests.context[slot] > 0)
 
 
 @kernel
@@ -54,48 +49,6 @@ def _keep_running(requests: Requests, queue: Int64[Array, " q"], counts: Counts,
 
 
 @kernel
-def _admit(
-    requests: Requests,
-    queue: Int64[Array, " q"],
-    counts: Counts,
-    engine: Engine,
-    decision: Decision,
-    free: int,
-    chunk: int,
-    sequences: int,
-) -> int:
-    """Admit waiting requests in order while the chunk, the sequences and blocks for whole prompts last; return how many."""
-    first, idle = counts.running, counts.running + counts.waiting
-    end = idle + counts.idle
-    idle_blocks, admitted = 0, 0
-    for position in range(idle, end):
-        idle_blocks += 0 if decision.evict[queue[position]] == 1 else requests.blocks[queue[position]]
-    for position in range(first, first + counts.waiting):
-        slot = queue[position]
-        if chunk <= 0 or sequences >= engine.max_sequences or decision.evict[slot] == 1:
-            break
-        grown = growth(requests, slot, requests.new_tokens[slot], engine)
-        alone = sequences == 0
-        needed = grown if alone or grown == 0 else grown + engine.watermark_blocks
-        if free + idle_blocks < needed and not alone:
-            break
-        before = free
-        idle, free = evict_forward(requests, queue, idle, end, decision, free, needed)
-        idle_blocks -= free - before
-        if free < needed:
-            free = evict_backward(requests, queue, position + 1, first + counts.waiting, decision, free, needed)
-        if free < needed:
-            break
-        tokens = min(requests.new_tokens[slot], chunk)
-        take(requests, slot, tokens, decision)
-        free -= grown
-        chunk -= tokens
-        sequences += 1
-        admitted += 1
-    return admitted
-
-
-@kernel
 def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
     """Compose the next step: all decodes, then prompts begun, then new ones, until the chunk is full.
 
@@ -123,7 +76,7 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     for decodes in (True, False):
         for position in range(counts.running):
             slot = queue[position]
-            if decision.evict[slot] == 1 or _is_decode(requests, slot) != decodes:
+            if decision.evict[slot] == 1 or is_decode(requests, slot) != decodes:
                 continue
             kept += 1
             tokens = 1 if decodes else min(requests.new_tokens[slot], chunk)
@@ -135,4 +88,5 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
             scheduled += 1
     if kept < counts.running:  # a step that had to preempt admits nothing
         return scheduled
-    return scheduled + _admit(requests, queue, counts, engine, decision, free, min(chunk, budget), kept)
+    order, room = np.arange(counts.waiting), Room(free, min(chunk, budget), kept)
+    return scheduled + admit(requests, queue, counts, engine, decision, order, room, False, True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.batching.policies.eviction import leave_all_out
-from optsched.batching.policies.prefill_first import admit_prompts, by_key, last_first, step_running
+from optsched.batching.policies.prefill_first import by_key, last_first, prompts_first
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel
 
@@ -34,13 +33,7 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     int
         Number of scheduled requests.
     """
-    leave_all_out(requests, queue, counts, decision)
-    if counts.waiting > 0:
-        key = np.empty(counts.waiting)
-        for index in range(counts.waiting):
-            key[index] = requests.new_tokens[queue[counts.running + index]]
-        admitted = admit_prompts(requests, queue, counts, engine, decision, by_key(key))
-        if admitted > 0:
-            return admitted
-        leave_all_out(requests, queue, counts, decision)
-    return step_running(requests, queue, counts, engine, decision, last_first(counts)) if counts.running > 0 else 0
+    key = np.empty(counts.waiting)
+    for index in range(counts.waiting):
+        key[index] = requests.new_tokens[queue[counts.running + index]]
+    return prompts_first(requests, queue, counts, engine, decision, by_key(key), last_first(counts))

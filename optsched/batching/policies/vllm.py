@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.batching.policies.eviction import leave_all_out
-from optsched.batching.policies.prefill_first import admit_prompts, last_first, step_running
+from optsched.batching.policies.prefill_first import last_first, prompts_first
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel
 
@@ -40,10 +39,5 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     int
         Number of scheduled requests.
     """
-    leave_all_out(requests, queue, counts, decision)
-    if counts.waiting > 0:
-        admitted = admit_prompts(requests, queue, counts, engine, decision, np.arange(counts.waiting))
-        if admitted > 0:
-            return admitted
-        leave_all_out(requests, queue, counts, decision)
-    return step_running(requests, queue, counts, engine, decision, last_first(counts)) if counts.running > 0 else 0
+    order, victims = np.arange(counts.waiting), last_first(counts)
+    return prompts_first(requests, queue, counts, engine, decision, order, victims)

@@ -11,38 +11,24 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.batching.blocks import blocks_for
+from optsched.batching.policies.admission import Room, admit, growth, take
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
-from optsched.batching.state import KV, Counts, Decision, Engine, Requests
+from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel
 
 Array = np.ndarray
 
 
 @kernel
-def _growth(requests: Requests, slot: int, tokens: int, engine: Engine) -> int:
-    """Return the blocks that a request lacks to compute so many tokens more."""
-    kind = requests.cache[slot] if requests.context[slot] > 0 else KV
-    needed = blocks_for(requests.context[slot] + tokens, kind, engine.block_tokens, engine.hidden_ratio)
-    return int(max(0, needed - requests.blocks[slot]))
-
-
-@kernel
-def _take(requests: Requests, slot: int, tokens: int, decision: Decision) -> None:
-    decision.tokens[slot] = tokens
-    decision.cache[slot] = requests.cache[slot] if requests.context[slot] > 0 else KV
-
-
-@kernel
 def _continue_running(
     requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision
-) -> tuple[int, int, int, int, bool]:
+) -> tuple[int, int, int, bool]:
     """Schedule the running requests in order of admission, preempting the last ones where blocks run out.
 
     Returns
     -------
     tuple
-        Scheduled requests, tokens left of the budget, free blocks, next idle position, whether blocks ran out.
+        Scheduled requests, tokens left of the budget, free blocks, whether blocks ran out.
     """
     idle, end = counts.running + counts.waiting, counts.running + counts.waiting + counts.idle
     budget, free, scheduled, ran_out = engine.max_batched_tokens, engine.free_blocks, 0, False
@@ -50,7 +36,7 @@ def _continue_running(
     while position < kept and budget > 0 and scheduled < engine.max_sequences:
         slot = queue[position]
         tokens = min(requests.new_tokens[slot], budget)
-        needed = _growth(requests, slot, tokens, engine)
+        needed = growth(requests, slot, tokens, engine)
         idle, free = evict_forward(requests, queue, idle, end, decision, free, needed)
         while free < needed and kept > position + 1:
             kept -= 1
@@ -64,12 +50,12 @@ def _continue_running(
             decision.evict[slot] = 1
             free += requests.blocks[slot]
             break
-        _take(requests, slot, tokens, decision)
+        take(requests, slot, tokens, decision)
         free -= needed
         budget -= tokens
         scheduled += 1
         position += 1
-    return scheduled, budget, free, idle, ran_out
+    return scheduled, budget, free, ran_out
 
 
 @kernel
@@ -96,35 +82,8 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
         Number of scheduled requests.
     """
     leave_all_out(requests, queue, counts, decision)
-    scheduled, budget, free, idle, ran_out = _continue_running(requests, queue, counts, engine, decision)
+    scheduled, budget, free, ran_out = _continue_running(requests, queue, counts, engine, decision)
     if ran_out:
         return scheduled
-    end = counts.running + counts.waiting + counts.idle
-    idle_blocks = 0
-    for position in range(idle, end):
-        idle_blocks += requests.blocks[queue[position]]
-    sequences = counts.running
-    for position in range(counts.running, counts.running + counts.waiting):
-        slot = queue[position]
-        if budget <= 0 or sequences >= engine.max_sequences or decision.evict[slot] == 1:
-            break
-        tokens = min(requests.new_tokens[slot], budget)
-        growth = _growth(requests, slot, tokens, engine)
-        alone = sequences == 0
-        needed = growth if alone or growth == 0 else growth + engine.watermark_blocks
-        if free + idle_blocks < needed and not alone:
-            break
-        before = free
-        idle, free = evict_forward(requests, queue, idle, end, decision, free, needed)
-        idle_blocks -= free - before
-        if free < needed:
-            last = counts.running + counts.waiting
-            free = evict_backward(requests, queue, position + 1, last, decision, free, needed)
-        if free < needed:
-            break
-        _take(requests, slot, tokens, decision)
-        free -= growth
-        budget -= tokens
-        sequences += 1
-        scheduled += 1
-    return scheduled
+    order, room = np.arange(counts.waiting), Room(free, budget, counts.running)
+    return scheduled + admit(requests, queue, counts, engine, decision, order, room, False, False)

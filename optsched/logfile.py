@@ -46,10 +46,12 @@ def save_log(log: ExecutionLog, workload: Workload, path: Path | str, plan: Plan
     Raises
     ------
     SpecError
-        If the file cannot be written.
+        If the file cannot be written, or the execution did not keep its tokens' times.
     """
     import polars as pl
 
+    if log.token_s is None:
+        raise SpecError("the execution kept no times of tokens, so that no log can be written; simulate it with record_tokens")
     tokens = np.split(log.token_s, np.cumsum(workload.output_tokens)[:-1])
     turns = pl.DataFrame(
         {
@@ -129,7 +131,7 @@ def _log_of(table: polars.DataFrame, turns: polars.DataFrame, facts: dict[str, A
         return record(**columns)
 
     integers = {"prefill_replica", "decode_replica"}
-    fields = {name: turns[name].to_numpy().astype(np.int64 if name in integers else np.float64) for name in _TURN_FIELDS}
+    fields: dict[str, Any] = {name: turns[name].to_numpy().astype(np.int64 if name in integers else np.float64) for name in _TURN_FIELDS}
     events = table.filter(pl.col("kind") == "event")
     found = () if not events.height else tuple(
         Event(row["start_s"], row["event"], row["conversation"], row["replica"], row["detail"])

@@ -124,7 +124,7 @@ class Engine(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Per slot: what the next step does with it. Entries of slots outside the queue are left alone.
+    """Per slot: what the next step does with it. Executors pass zeros, and entries of slots outside the queue are left alone.
 
     Attributes
     ----------

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool
 
+from optsched.domain.gaps import Gaps
 from optsched.domain.log import ExecutionLog
 from optsched.domain.workload import Workload
 from optsched.errors import ProblemError
@@ -45,45 +46,6 @@ class Attained:
     def shares(self) -> dict[str, float]:
         """Share of the turns that attain, by reading."""
         return {name: float(getattr(self, name).mean()) for name in ("paper", "strict", "sustained")}
-
-
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """The gaps between a turn's tokens, per turn (T of them), in seconds; 0 where there are none.
-
-    Attributes
-    ----------
-    p99_s
-        99th percentile, linear interpolation; 0 for at most one gap, as Apt-Serve's client has it.
-    max_s
-        The longest.
-    """
-
-    p99_s: Float64[Array, " T"]
-    max_s: Float64[Array, " T"]
-
-    @classmethod
-    def of(cls, log: ExecutionLog, workload: Workload) -> Gaps:
-        """Derive the gaps of an execution; a turn that never ended has infinite ones."""
-        turns = workload.num_turns
-        turn = np.repeat(np.arange(turns), workload.output_tokens)
-        inside = turn[1:] == turn[:-1]
-        gaps, owner = np.diff(log.token_s)[inside], turn[1:][inside]
-        gaps = np.where(np.isfinite(gaps), gaps, np.inf)
-        order = np.lexsort((gaps, owner))
-        gaps = gaps[order]
-        count = workload.output_tokens - 1
-        end = np.cumsum(count)
-        longest, p99 = np.zeros(turns), np.zeros(turns)
-        some, many = count > 0, count > 1
-        longest[some] = gaps[end[some] - 1]
-        rank = 0.99 * (count[many] - 1)
-        below = np.floor(rank).astype(np.int64)
-        first = (end - count)[many]
-        low, high = gaps[first + below], gaps[first + np.minimum(below + 1, count[many] - 1)]
-        with np.errstate(invalid="ignore"):
-            p99[many] = np.where(np.isfinite(high), low + (rank - below) * (high - low), np.inf)
-        return cls(p99, longest)
 
 
 def attained(log: ExecutionLog, workload: Workload, ttft_s: float, tbt_s: float) -> Attained:

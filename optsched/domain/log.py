@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from optsched.domain.gaps import Gaps
 from optsched.domain.workload import Workload
 
 Array = np.ndarray
@@ -101,13 +102,15 @@ class ExecutionLog:
     admission_s
         Time between the first token and the grant of a decoder, which the ``paper`` clock leaves out too.
     token_s
-        Times of all output tokens, turn after turn.
+        Times of all output tokens, turn after turn; None where only `gaps` were kept.
     steps, transfers, events
         What the replicas did.
     dynamic_j
         Energy above idle per replica; None where nothing metered it.
     seed
         Seed of whatever was random.
+    gaps
+        What was kept of the gaps between tokens, where `token_s` was not.
     """
 
     origin: Literal["simulated", "observed"]
@@ -119,13 +122,14 @@ class ExecutionLog:
     decode_replica: Int64[Array, " T"]
     queue_s: Float64[Array, " T"]
     admission_s: Float64[Array, " T"]
-    token_s: Float64[Array, " N"]
+    token_s: Float64[Array, " N"] | None
     steps: Steps
     transfers: Transfers
     dynamic_j: Float64[Array, " R"] | None
     events: tuple[Event, ...] = ()
     preemptions: int = 0
     seed: int = 0
+    gaps: Gaps | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -152,7 +156,7 @@ class ExecutionLog:
         turns, outputs = workload.num_turns, workload.output_tokens
         if len(self.end_s) != turns:
             return [f"the log has {len(self.end_s)} turns, the workload {turns}"]
-        if len(self.token_s) != int(outputs.sum()):
+        if self.token_s is not None and len(self.token_s) != int(outputs.sum()):
             return [f"the log has {len(self.token_s)} output tokens, the workload {int(outputs.sum())}"]
         for turn in range(turns):
             times = (self.arrival_s[turn], self.start_s[turn], self.first_token_s[turn], self.end_s[turn])
@@ -166,15 +170,21 @@ class ExecutionLog:
                 if self.arrival_s[turn] < ready + (workload.gap_s[turn] if turn != indices[0] else 0.0) - tolerance_s:
                     broken.append(f"turn {turn} arrived before the turn before it ended and its gap passed")
                 ready = float(self.end_s[turn])
+        return broken + self._token_violations(outputs, tolerance_s) + self._step_violations(workload, tolerance_s)
+
+    def _token_violations(self, outputs: Int64[Array, " T"], tolerance_s: float) -> list[str]:
+        if self.token_s is None:
+            return []
+        broken: list[str] = []
         position = 0
-        for turn in range(turns):
-            own = self.token_s[position : position + int(outputs[turn])]
-            position += int(outputs[turn])
+        for turn, count in enumerate(outputs):
+            own = self.token_s[position : position + int(count)]
+            position += int(count)
             if np.any(np.diff(own) < -tolerance_s):
                 broken.append(f"turn {turn} has tokens out of order")
             if abs(own[0] - self.first_token_s[turn]) > tolerance_s or abs(own[-1] - self.end_s[turn]) > tolerance_s:
                 broken.append(f"turn {turn}: first or last token time contradicts its tokens")
-        return broken + self._step_violations(workload, tolerance_s)
+        return broken
 
     def _step_violations(self, workload: Workload, tolerance_s: float) -> list[str]:
         broken: list[str] = []

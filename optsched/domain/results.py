@@ -110,7 +110,10 @@ class StandaloneLatency:
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Latencies of one execution on one clock; per turn, per conversation, and per gap between tokens."""
+    """Latencies of one execution on one clock; per turn, per conversation, and per gap between tokens.
+
+    Nothing is there per gap where the execution did not keep the times of its tokens.
+    """
 
     ttft_s: Float64[Array, " T"]
     tpot_s: Float64[Array, " T"]
@@ -144,8 +147,10 @@ class Latencies:
         steps = np.where(outputs > 1, outputs - 1, np.nan)
         tpot = (log.end_s - log.first_token_s - admission) / steps
 
-        turn_of_token = np.repeat(np.arange(workload.num_turns), outputs)
-        gaps = np.diff(log.token_s)
+        token_s, turn_of_token = np.empty(0), np.empty(0, np.int64)
+        if log.token_s is not None:
+            token_s, turn_of_token = log.token_s, np.repeat(np.arange(workload.num_turns), outputs)
+        gaps = np.diff(token_s)
         inside = turn_of_token[1:] == turn_of_token[:-1]
         turn_of_gap = turn_of_token[1:][inside]
         gaps = gaps[inside]
@@ -232,7 +237,7 @@ def measure(
         clock=clock,
         ttft_s=Quantiles.of(latency.ttft_s),
         ttfet_s=Quantiles.of(latency.ttfet_s),
-        tbt_s=Quantiles.of(latency.tbt_s),
+        tbt_s=Quantiles.of(latency.tbt_s) if log.gaps is None or clock == "paper" else log.gaps.pooled,
         tpot_s=Quantiles.of(latency.tpot_s),
         e2e_s=Quantiles.of(latency.e2e_s),
         normalised=Normalised(

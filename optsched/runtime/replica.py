@@ -128,6 +128,7 @@ class Replica:
             return np.zeros(0, np.int64)
         queue, requests, decision = np.array(order, dtype=np.int64), self.slots.requests, self.slots.decision
         counts = Counts(len(self.running), len(self.waiting), len(self.idle))
+        decision.tokens[queue] = decision.evict[queue] = 0
         self._decide(requests, queue, counts, self._engine(now_s), decision)
         evicted = queue[decision.evict[queue] == 1]
         if len(evicted):

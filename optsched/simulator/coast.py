@@ -1,8 +1,8 @@
 """Uneventful steps in one go: while nothing can happen but that every running request decodes, no policy is asked.
 
 Every policy schedules all running requests if nothing waits, all of them decode from KV cache, their growth fits the free
-blocks, and the limits of a step allow it (a property test holds the policies to it). Until the next event of the heap, the
-end of a turn, or the pool's last block, the steps are therefore known.
+blocks, and the limits of a step allow it; and a steady policy goes on to refuse those who wait (property tests hold the
+policies to both). Until the next event of the heap, the end of a turn, or the pool's last block, the steps are therefore known.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from optsched.batching.state import KV
 from optsched.compiled import kernel
 from optsched.placement.step_time import slowdown, step_j, step_s
+from optsched.simulator.gaps import count_gaps, keep_gap, keep_run
 from optsched.simulator.state import Engine, State
 
 Array = np.ndarray
@@ -29,7 +30,11 @@ def _steps_to_go(state: State, engine: Engine, replica: int, growing: Int64[Arra
     """
     requests, turns, counts = state.requests, state.turns, state.replicas.counts[replica]
     running = counts[0]
-    if counts[1] > 0 or running == 0 or running > min(engine.max_sequences, state.replicas.max_batched_tokens[replica]):
+    if (
+        (counts[1] > 0 and not state.replicas.refused[replica])
+        or running == 0
+        or running > min(engine.max_sequences, state.replicas.max_batched_tokens[replica])
+    ):
         return 0, 0
     fewest, kv_tokens = np.iinfo(np.int64).max, 0
     for index in range(running):
@@ -61,8 +66,13 @@ def _settle(state: State, engine: Engine, replica: int, steps: int, first_s: flo
     requests = state.requests
     for index in range(state.replicas.counts[replica, 0]):
         slot = state.replicas.queue[replica, index]
-        if max(longest_s, first_s - requests.last_token_s[slot]) >= engine.tbt_slo_s:
+        first_gap_s = first_s - requests.last_token_s[slot]
+        if max(longest_s, first_gap_s) >= engine.tbt_slo_s:
             requests.late[slot] = 1
+        if not engine.record_tokens:
+            count_gaps(state.gaps, first_gap_s, 1)
+            keep_gap(state.gaps, state.turn[slot], first_gap_s)
+            keep_run(state.gaps, state.turn[slot], steps)
         requests.context[slot] += steps
         requests.emitted[slot] += steps
         requests.blocks[slot] = -(-requests.context[slot] // engine.block_tokens)
@@ -91,15 +101,19 @@ def coast(state: State, engine: Engine, replica: int) -> float:
             break
         replicas.free_blocks[replica] -= growing[steps % engine.block_tokens]
         replicas.dynamic_j[replica] += step_j(state.laws, replica, *content)
-        for index in range(running):
-            slot = replicas.queue[replica, index]
-            turns.token_s[turns.token_offset[state.turn[slot]] + state.requests.emitted[slot] + steps] = end
+        if engine.record_tokens:
+            for index in range(running):
+                slot = replicas.queue[replica, index]
+                turns.token_s[turns.token_offset[state.turn[slot]] + state.requests.emitted[slot] + steps] = end
         if engine.record_steps:
             _record(state, replica, running, kv_tokens, busy, now, end)
         if steps == 0:
             first_s = end
         else:
             longest_s = max(longest_s, end - now)
+            if not engine.record_tokens:
+                state.gaps.run_s[steps] = end - now
+                count_gaps(state.gaps, end - now, running)
         now = end
         steps += 1
         kv_tokens += running

@@ -15,6 +15,7 @@ from optsched.batching.state import Engine as ReplicaEngine
 from optsched.compiled import kernel
 from optsched.placement.step_time import slowdown, step_j, step_s
 from optsched.simulator.coast import coast
+from optsched.simulator.gaps import count_gaps, keep_gap
 from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first, push
 from optsched.simulator.state import (
     ARRIVED,
@@ -63,6 +64,7 @@ def _insert(replicas: Replicas, replica: int, position: int, slot: int, segment:
         queue[index] = queue[index - 1]
     queue[position] = slot
     counts[segment] += 1
+    replicas.refused[replica] = False
 
 
 @kernel
@@ -76,13 +78,16 @@ def _remove(replicas: Replicas, replica: int, slot: int) -> None:
     for index in range(position, total - 1):
         queue[index] = queue[index + 1]
     counts[segment] -= 1
+    replicas.refused[replica] = False
 
 
 @kernel
 def enqueue(state: State, slot: int, replica: int) -> None:
     """Put a slot at the end of a replica's waiting segment."""
-    counts = state.replicas.counts[replica]
+    counts, refused = state.replicas.counts[replica], state.replicas.refused[replica]
     _insert(state.replicas, replica, counts[0] + counts[1], slot, 1)
+    # Behind somebody who was refused, whom a policy of this kind serves first.
+    state.replicas.refused[replica] = refused and state.replicas.first_come[replica] and counts[1] > 1
     state.replica[slot] = replica
     state.place[slot] = QUEUED
     state.replicas.woken[replica] = True
@@ -103,6 +108,7 @@ def _free(requests: Requests, replicas: Replicas, slot: int, replica: int) -> No
     requests.blocks[slot] = 0
     requests.cache[slot] = NO_CACHE
     replicas.woken[replica] = True
+    replicas.refused[replica] = False
 
 
 @kernel
@@ -179,7 +185,7 @@ def _evict(
 ) -> None:
     queue, counts = replicas.queue[replica], replicas.counts[replica]
     total = counts[0] + counts[1] + counts[2]
-    running = counts[0]
+    running, any_running = counts[0], False
     for index in range(total):
         slot = queue[index]
         if decision.evict[slot]:
@@ -188,11 +194,17 @@ def _evict(
             requests.context[slot] = 0
             if index < running:
                 counters[1] += 1
+                any_running = True
+            else:
+                decision.evict[slot] = 0
             _note(outbox, PREEMPTED if index < running else EVICTED, slot, replica, now_s)
+    if not any_running:
+        return
     # Evicted running requests return to the front of the waiting segment, in their order.
     for index in range(running - 1, -1, -1):
         slot = queue[index]
         if decision.evict[slot]:
+            decision.evict[slot] = 0
             for position in range(index, counts[0] - 1):
                 queue[position] = queue[position + 1]
             queue[counts[0] - 1] = slot
@@ -201,11 +213,13 @@ def _evict(
 
 
 @kernel
-def _admit(decision: Decision, replicas: Replicas, replica: int) -> int:
-    """Collect the scheduled slots; those that waited join the running segment in queue order."""
+def _admit(decision: Decision, replicas: Replicas, replica: int, most: int) -> int:
+    """Collect the `most` scheduled slots; those that waited join the running segment in queue order."""
     queue, counts = replicas.queue[replica], replicas.counts[replica]
     scheduled, number = replicas.scheduled[replica], 0
     for index in range(counts[0] + counts[1]):
+        if number == most:
+            break
         slot = queue[index]
         if decision.tokens[slot] > 0:
             scheduled[number] = slot
@@ -235,9 +249,11 @@ def _start_step(state: State, engine: Engine, policy: int, replica: int) -> None
         replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
         engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s, engine.parameters,
     )  # fmt: skip
-    call_policy(policy, requests, replicas.queue[replica, :total], Counts(counts[0], counts[1], counts[2]), view, state.decision)
+    running, replicas.refused[replica] = counts[0], engine.steady
+    segments = Counts(counts[0], counts[1], counts[2])
+    most = call_policy(policy, requests, replicas.queue[replica, :total], segments, view, state.decision)
     _evict(requests, state.decision, replicas, state.counters, state.outbox, replica, now)
-    number = _admit(state.decision, replicas, replica)
+    number = _admit(state.decision, replicas, replica, most)
     if number == 0:
         return
     tokens, prefill, read, decodes, kv, hidden, pairs = 0, 0, 0, 0, 0, 0, 0.0
@@ -267,6 +283,7 @@ def _start_step(state: State, engine: Engine, policy: int, replica: int) -> None
             state.turns.start_s[turn] = now
             state.turns.prefill_replica[turn] = replica
             state.turns.decode_replica[turn] = replica
+    replicas.refused[replica] &= number == running and decodes == number
     host, busy = replicas.host[replica], 1
     if host >= 0:
         replicas.busy_on_host[host] += 1
@@ -297,12 +314,17 @@ def _end_step(state: State, engine: Engine, replica: int) -> None:
     for index in range(replicas.num_scheduled[replica]):
         slot = replicas.scheduled[replica, index]
         count = state.decision.tokens[slot]
+        state.decision.tokens[slot] = 0  # policies find a decision that leaves everyone out
         requests.context[slot] += count
         requests.new_tokens[slot] -= count
         if requests.new_tokens[slot] > 0:
             continue
         turn = state.turn[slot]
-        turns.token_s[turns.token_offset[turn] + requests.emitted[slot]] = now
+        if engine.record_tokens:
+            turns.token_s[turns.token_offset[turn] + requests.emitted[slot]] = now
+        elif requests.emitted[slot] > 0:
+            count_gaps(state.gaps, now - requests.last_token_s[slot], 1)
+            keep_gap(state.gaps, turn, now - requests.last_token_s[slot])
         if now - requests.last_token_s[slot] >= (engine.ttft_slo_s if requests.emitted[slot] == 0 else engine.tbt_slo_s):
             requests.late[slot] = 1
         requests.emitted[slot] += 1

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int64
 
+from optsched.batching.policies import FIRST_COME
 from optsched.batching.state import Decision, Requests
+from optsched.domain.gaps import NUM_BINS, largest_needed
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.placement.step_time import Laws, pack
@@ -31,6 +33,10 @@ class Replicas(NamedTuple):
         Hand-overs that wait for room in the replica's pool.
     woken
         Whether a step should be tried at the next opportunity.
+    refused
+        Whether the last step took all that ran and nobody who waits, and nobody has come or gone since who could change that.
+    first_come
+        Whether the batching policy admits nobody past one who waits longer.
     """
 
     prefill_only: Bool[Array, " R"]
@@ -42,6 +48,8 @@ class Replicas(NamedTuple):
     counts: Int64[Array, "R 3"]
     busy: Bool[Array, " R"]
     woken: Bool[Array, " R"]
+    refused: Bool[Array, " R"]
+    first_come: Bool[Array, " R"]
     scheduled: Int64[Array, "R C"]
     num_scheduled: Int64[Array, " R"]
     host: Int64[Array, " R"]
@@ -65,6 +73,30 @@ class Turns(NamedTuple):
     prefill_replica: Int64[Array, " T"]
     decode_replica: Int64[Array, " T"]
     token_s: Float64[Array, " N"]
+
+
+class GapBook(NamedTuple):
+    """The gaps between tokens, where the times of tokens are not kept (see `optsched.domain.gaps.Gaps`).
+
+    Attributes
+    ----------
+    largest_s, offset
+        The largest gaps of turn t so far, ascending: ``largest_s[offset[t]:offset[t + 1]]``.
+    histogram, total_s
+        How many gaps lie in each bin, and their sum.
+    latest_s, latest_bin
+        The gap met last and its bin: most gaps of a step are equal.
+    run_s
+        Room for the durations of consecutive steps.
+    """
+
+    largest_s: Float64[Array, " L"]
+    offset: Int64[Array, " T+1"]
+    histogram: Int64[Array, " bins"]
+    total_s: Float64[Array, " 1"]
+    latest_s: Float64[Array, " 1"]
+    latest_bin: Int64[Array, " 1"]
+    run_s: Float64[Array, " longest"]
 
 
 class StepBuffer(NamedTuple):
@@ -97,8 +129,12 @@ class Engine(NamedTuple):
 
     Attributes
     ----------
+    record_steps, record_tokens
+        Whether every step, and the time of every token, is kept.
     direct
         The replica that takes every conversation at once; -1: placement is asked.
+    steady
+        Whether the batching policy refuses again whom it refused, while memory shrinks and nobody comes or goes.
     """
 
     block_tokens: int
@@ -109,7 +145,9 @@ class Engine(NamedTuple):
     tbt_slo_s: float
     parameters: Float64[Array, " p"]
     record_steps: bool
+    record_tokens: bool
     direct: int
+    steady: bool
 
 
 class State(NamedTuple):
@@ -137,6 +175,7 @@ class State(NamedTuple):
     replicas: Replicas
     laws: Laws
     turns: Turns
+    gaps: GapBook
     heap: Heap
     steps: StepBuffer
     outbox: Outbox
@@ -161,6 +200,8 @@ def _replicas(plan: Plan, conversations: int) -> Replicas:
         counts=np.zeros((count, 3), np.int64),
         busy=np.zeros(count, bool),
         woken=np.zeros(count, bool),
+        refused=np.zeros(count, bool),
+        first_come=np.full(count, plan.batching.policy in FIRST_COME),
         scheduled=np.zeros((count, conversations), np.int64),
         num_scheduled=np.zeros(count, np.int64),
         host=np.array([-1 if r.host is None else hosts.index(r.host) for r in replicas], np.int64),
@@ -170,7 +211,7 @@ def _replicas(plan: Plan, conversations: int) -> Replicas:
     )
 
 
-def _turns(workload: Workload) -> Turns:
+def _turns(workload: Workload, record_tokens: bool) -> Turns:
     count = workload.num_turns
     arrival_s, start_s, first_token_s, end_s = np.full((4, count), np.nan)
     prefill_replica, decode_replica = np.full((2, count), -1, np.int64)
@@ -178,7 +219,17 @@ def _turns(workload: Workload) -> Turns:
     return Turns(
         workload.first_turn.astype(np.int64), workload.new_tokens.astype(np.int64), workload.output_tokens.astype(np.int64),
         workload.gap_s.astype(float), offsets[:-1].copy(), arrival_s, start_s, first_token_s, end_s, prefill_replica,
-        decode_replica, np.full(int(offsets[-1]), np.nan),
+        decode_replica, np.full(int(offsets[-1]) if record_tokens else 0, np.nan),
+    )  # fmt: skip
+
+
+def _gap_book(workload: Workload, record_tokens: bool) -> GapBook:
+    kept = np.zeros(workload.num_turns, np.int64) if record_tokens else largest_needed(workload.output_tokens - 1)
+    offset = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    longest = 0 if record_tokens else int(workload.output_tokens.max(initial=0))
+    return GapBook(
+        np.zeros(int(offset[-1])), offset, np.zeros(NUM_BINS, np.int64), np.zeros(1), np.full(1, -1.0), np.zeros(1, np.int64),
+        np.zeros(longest),
     )  # fmt: skip
 
 
@@ -187,7 +238,7 @@ def _outbox(capacity: int) -> Outbox:
     return Outbox(kind, subject, replica, np.zeros(capacity), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
-def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
+def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tokens: bool) -> State:
     """Lay out a simulation of a workload on a plan's replicas at time 0, with all arrivals in the heap."""
     conversations, count = workload.num_conversations, len(plan.replicas)
     heap = Heap.empty(2 * conversations + count + 8)
@@ -211,7 +262,8 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int) -> State:
         stays=np.zeros(conversations, bool),
         replicas=_replicas(plan, conversations),
         laws=pack([replica.coefficients for replica in plan.replicas]),
-        turns=_turns(workload),
+        turns=_turns(workload, record_tokens),
+        gaps=_gap_book(workload, record_tokens),
         heap=heap,
         steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
         outbox=_outbox(4 * conversations + 64),

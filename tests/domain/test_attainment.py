@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optsched.domain.attainment import Gaps, attained
+from optsched.domain.attainment import attained
+from optsched.domain.gaps import Gaps
 from optsched.domain.log import ExecutionLog, Steps, Transfers
 from optsched.domain.workload import Workload
 from optsched.errors import ProblemError

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import workloads
 
-from optsched.batching.policies import POLICIES, policy_parameters
+from optsched.batching.policies import POLICIES, STEADY, policy_parameters
 from optsched.batching.policies.dispatch import compiled_policy, own_parameters
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests
-from optsched.domain.scenario import EngineSpec
+from optsched.domain.gaps import Gaps
+from optsched.domain.log import ExecutionLog
+from optsched.domain.scenario import EngineSpec, Role
 from optsched.domain.workload import Workload
 from optsched.simulator.simulate import simulate
 
@@ -20,7 +22,7 @@ RECORDS = ("arrival_s", "start_s", "first_token_s", "end_s", "token_s")
 STEPS = ("start_s", "end_s", "prefill_tokens", "pairs", "sequences", "decode_sequences", "kv_tokens", "hidden_tokens")
 
 
-@pytest.mark.parametrize("batching", ["vllm", "vllm-chunked", "sarathi", "fastgen", "apt-serve"])
+@pytest.mark.parametrize("batching", [*sorted(STEADY), "apt-serve"])
 @settings(max_examples=20)
 @given(workload=workloads(), kv_blocks=st.integers(12, 60), record=st.booleans())
 def test_the_execution_is_the_same_with_an_unused_replica_beside_it(
@@ -77,3 +79,35 @@ def test_turns_with_gaps_leave_their_caches_idle_while_others_coast() -> None:
     log = simulate(plan, workload)
     assert log.iterations == len(log.steps.end_s)
     assert np.isfinite(log.token_s).all()
+
+
+@pytest.mark.parametrize("batching", ["vllm", "vllm-chunked", "apt-serve"])
+@settings(max_examples=20)
+@given(workload=workloads(), kv_blocks=st.integers(12, 60), roles=st.sampled_from([("mixed",), ("prefill", "decode")]))
+def test_what_is_kept_of_the_gaps_is_what_the_tokens_say(
+    batching: str, workload: Workload, kv_blocks: int, roles: tuple[Role, ...]
+) -> None:
+    kv_blocks = max(kv_blocks, -(-int(workload.peak_tokens.max()) // 16) + 2)
+    plan = make_plan(
+        list(roles), kv_blocks=kv_blocks, policy="collocated" if len(roles) == 1 else "conserve", batching=batching,
+        engine=EngineSpec(max_batched_tokens=64, max_sequences=6), rho_s_per_block=1e-4,
+    )  # fmt: skip
+    whole, lean = simulate(plan, workload), simulate(plan, workload, record_tokens=False)
+    assert lean.token_s is None
+    np.testing.assert_array_equal(lean.end_s, whole.end_s)
+    exact, kept = Gaps.of(whole, workload), Gaps.of(lean, workload)
+    np.testing.assert_allclose(kept.max_s, exact.max_s, rtol=1e-12)
+    np.testing.assert_allclose(kept.p99_s, exact.p99_s, rtol=1e-12)
+    for name in ("mean", "p50", "p95", "p99"):
+        expected = between(whole, workload, name)
+        assert getattr(kept.pooled, name) == (None if expected is None else pytest.approx(expected, rel=1.1e-3))
+
+
+def between(log: ExecutionLog, workload: Workload, name: str) -> float | None:
+    """Return a figure of all gaps; percentiles without interpolation."""
+    turn = np.repeat(np.arange(workload.num_turns), workload.output_tokens)
+    assert log.token_s is not None
+    gaps = np.diff(log.token_s)[turn[1:] == turn[:-1]]
+    if not len(gaps):
+        return None
+    return float(gaps.mean() if name == "mean" else np.percentile(gaps, float(name[1:]), method="lower"))

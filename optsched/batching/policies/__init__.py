@@ -25,6 +25,13 @@ TARGETS: dict[str, float] = {"ttft_slo_s": 1.0, "tbt_slo_s": 1.0}
 """What every policy can be told, and the defaults: pending times beyond which a request counts as violating its target."""
 
 
+STEADY = frozenset({"fastgen", "random", "sarathi", "sjf", "vllm", "vllm-chunked"})
+"""Policies that do not look at the clock: whom they refuse, they refuse again while memory shrinks and nobody comes or goes."""
+
+FIRST_COME = frozenset({"sarathi", "vllm", "vllm-chunked"})
+"""Those of them that admit nobody past one who has waited longer, so that it does not matter who comes behind."""
+
+
 def check_policy(name: str) -> None:
     """Refuse a name that no policy has.
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
+from optsched.cost.operations import Operation, by_kind
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
 from optsched.cost.step import duration, running, work_time
@@ -33,34 +34,39 @@ class BreakdownRow:
     resource: Resource
 
 
-def _operation_seconds(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, Scalar]:
-    return {name: each.seconds(tier) for name, each in compute_operations(shape, features).items()}
-
-
-def _sped_up(tier: TierParameters, name: str, logarithm: Scalar) -> TierParameters:
-    faster: TierParameters = eqx.tree_at(lambda each: getattr(each, name), tier, getattr(tier, name) * jnp.exp(logarithm))
+def _sped_up(tier: TierParameters, compute: Scalar, memory: Scalar) -> TierParameters:
+    """Return the tier with its two peaks scaled by the exponentials of two numbers."""
+    faster: TierParameters = eqx.tree_at(
+        lambda each: (each.flops_per_s, each.memory_bytes_per_s),
+        tier,
+        (tier.flops_per_s * jnp.exp(compute), tier.memory_bytes_per_s * jnp.exp(memory)),
+    )
     return faster
 
 
 @jax.jit
 def _computed(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, dict[str, Scalar]]:
     """Return of each operation its seconds, FLOPs and bytes, and the seconds that faster compute or memory would save."""
-    operations, nothing = compute_operations(shape, features), jnp.zeros_like(features.pairs)
-    seconds = _operation_seconds(tier, shape, features)
-    saved = {
-        name: jax.jacfwd(lambda x, name=name: _operation_seconds(_sped_up(tier, name, x), shape, features))(nothing)
-        for name in ("flops_per_s", "memory_bytes_per_s")
-    }
-    return {
-        name: {
-            "seconds": seconds[name],
-            "flops": each.flops,
-            "bytes": each.bytes,
-            "compute": -saved["flops_per_s"][name],
-            "memory": -saved["memory_bytes_per_s"][name],
+    nothing, one = jnp.zeros_like(features.pairs), jnp.ones_like(features.pairs)
+    found: dict[str, dict[str, Scalar]] = {}
+    for names, alike in by_kind(compute_operations(shape, features)):
+
+        def seconds(compute: Scalar, memory: Scalar, alike: Operation = alike) -> Scalar:
+            faster = _sped_up(tier, compute, memory)
+            taken: Scalar = jax.vmap(lambda each: each.seconds(faster))(alike)
+            return taken
+
+        taken, by_compute = jax.jvp(seconds, (nothing, nothing), (one, nothing))
+        _, by_memory = jax.jvp(seconds, (nothing, nothing), (nothing, one))
+        columns = {
+            "seconds": taken,
+            "flops": jax.vmap(lambda each: each.flops)(alike),
+            "bytes": jax.vmap(lambda each: each.bytes)(alike),
+            "compute": -by_compute,
+            "memory": -by_memory,
         }
-        for name, each in operations.items()
-    }
+        found |= {name: {key: column[index] for key, column in columns.items()} for index, name in enumerate(names)}
+    return found
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from optsched.cost.tier import TierParameters
 
 Array = np.ndarray
 ModuleT = TypeVar("ModuleT", TierParameters, LlmShape, StepFeatures)
-_SMALLEST = 16  # rows are padded to a power of two from here on, so that few sizes are ever compiled
+_BLOCKS = (16, 1024)  # rows that are evaluated at once: two sizes, because each takes seconds to compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,26 @@ def stack(modules: Sequence[ModuleT]) -> ModuleT:
     return stacked
 
 
-def _padded(module: ModuleT, size: int) -> ModuleT:
-    grown: ModuleT = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, size - len(leaf)), mode="edge"), module)
-    return grown
+def blocks(num_rows: int) -> list[slice]:
+    """Return the blocks of `_BLOCKS` rows that N rows are evaluated in; the last one may reach beyond them."""
+    size = next((size for size in _BLOCKS if num_rows <= size), _BLOCKS[-1])
+    return [slice(start, start + size) for start in range(0, num_rows, size)]
 
 
-def _costs_of(function: Callable[..., tuple[Scalar, ...]], modules: tuple[object, ...], num_rows: int) -> StepCosts:
-    return StepCosts(*(np.asarray(each)[:num_rows] for each in function(*modules)))
+def block_of(module: ModuleT, rows: slice) -> ModuleT:
+    """Return some rows of a module of arrays; where these end, the last one repeats."""
+
+    def some(leaf: Scalar) -> Array:
+        found = np.asarray(leaf)[rows]
+        return np.pad(found, (0, rows.stop - rows.start - len(found)), mode="edge")
+
+    chosen: ModuleT = jax.tree.map(some, module)
+    return chosen
+
+
+def _costs_of(function: Callable[[slice], tuple[Scalar, ...]], num_rows: int) -> StepCosts:
+    parts = [[np.asarray(each) for each in function(rows)] for rows in blocks(num_rows)]
+    return StepCosts(*(np.concatenate(columns)[:num_rows] for columns in zip(*parts, strict=True)))
 
 
 @double_precision
@@ -77,8 +90,7 @@ def evaluate_steps(tier: TierParameters, shape: LlmShape, features: StepFeatures
         Arrays of length S.
     """
     num_steps = len(np.asarray(features.pairs))
-    size = max(_SMALLEST, 1 << (num_steps - 1).bit_length())
-    return _costs_of(_many_steps, (tier, shape, _padded(features, size)), num_steps)
+    return _costs_of(lambda rows: _many_steps(tier, shape, block_of(features, rows)), num_steps)
 
 
 @double_precision
@@ -91,6 +103,9 @@ def evaluate_configurations(tiers: TierParameters, shapes: LlmShape, features: S
         Arrays of length S each (`stack`).
     """
     num_steps = len(np.asarray(features.pairs))
-    size = max(_SMALLEST, 1 << (num_steps - 1).bit_length())
-    modules = (_padded(tiers, size), _padded(shapes, size), _padded(features, size))
-    return _costs_of(_many_configurations, modules, num_steps)
+
+    def block(rows: slice) -> tuple[Scalar, ...]:
+        costs: tuple[Scalar, ...] = _many_configurations(block_of(tiers, rows), block_of(shapes, rows), block_of(features, rows))
+        return costs
+
+    return _costs_of(block, num_steps)

@@ -143,3 +143,12 @@ def attended_tokens(context: Numbers, window: int | None = None) -> Num[np.ndarr
     """Return the cached tokens that a decode step of each sequence reads: its context, at most the sliding window."""
     held = np.asarray(context, float)
     return held if window is None else np.minimum(held, float(window))
+
+
+def spread(features: StepFeatures, most: int) -> StepFeatures:
+    """Return steps as arrays, or evenly spaced ones of them if they are more than `most`."""
+    rows = features.rows()
+    number = len(np.asarray(rows.pairs))
+    chosen = np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int))
+    some: StepFeatures = jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], rows)
+    return some

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
 import equinox as eqx
@@ -280,7 +280,18 @@ class Communication(eqx.Module):
 OperationT = TypeVar("OperationT", Operation, Communication)
 
 
-def total(operations: Iterable[OperationT], of: Callable[[OperationT], Scalar]) -> Scalar:
+def by_kind(operations: Mapping[str, OperationT]) -> list[tuple[tuple[str, ...], OperationT]]:
+    """Return the names of alike operations, and the operations of each kind as one whose leaves are arrays."""
+    kinds: dict[object, dict[str, OperationT]] = {}
+    for name, operation in operations.items():
+        kinds.setdefault(jax.tree.structure(operation), {})[name] = operation
+    return [
+        (tuple(alike), jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *alike.values()))
+        for alike in kinds.values()
+    ]
+
+
+def total(operations: Mapping[str, OperationT], of: Callable[[OperationT], Scalar]) -> Scalar:
     """Return the sum of something over operations, those of one kind evaluated as one array.
 
     Parameters
@@ -294,13 +305,5 @@ def total(operations: Iterable[OperationT], of: Callable[[OperationT], Scalar]) 
     -----
     A step has a dozen matrix products; evaluated one by one, XLA takes a quarter of a minute to compile their gradient.
     """
-    kinds: dict[object, list[OperationT]] = {}
-    for operation in operations:
-        kinds.setdefault(jax.tree.structure(operation), []).append(operation)
-    sums = [
-        jax.vmap(of)(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *alike)).sum()
-        if len(alike) > 1
-        else of(alike[0])
-        for alike in kinds.values()
-    ]
+    sums = [jax.vmap(of)(alike).sum() if len(names) > 1 else of(operations[names[0]]) for names, alike in by_kind(operations)]
     return jnp.stack(sums).sum()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optsched.cost.features import StepFeatures
+from optsched.cost.evaluate import block_of, blocks, evaluate_steps
+from optsched.cost.features import StepFeatures, spread
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
 from optsched.cost.step import step_time
@@ -24,7 +26,7 @@ RESOURCES = {
     "power_cap": ("cap_w",),
 }
 MORE = 1.1
-_SMALLEST = 16
+MOST_STEPS = 1024  # the costs of a prefill's chunks change evenly
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +55,24 @@ def _resource(name: str) -> str | None:
     return next((resource for resource, fields in RESOURCES.items() if name in fields or ("." in name and last in fields)), None)
 
 
-def _log_total_s(tier: TierParameters, shape: LlmShape, features: StepFeatures, counted: Scalar) -> Scalar:
-    return jnp.log((jax.vmap(step_time, in_axes=(None, None, 0))(tier, shape, features) * counted).sum())
+@jax.jit
+def _slopes(tier: TierParameters, shape: LlmShape, features: StepFeatures, counted: Scalar) -> tuple[Scalar, Scalar]:
+    """Return the total time of the steps that count, and its derivative in every number of the tier.
 
+    Notes
+    -----
+    Forward mode, one number at a time: there are a hundred of them and evaluating is cheap, while the reverse mode takes
+    twice as long to compile.
+    """
+    leaves, structure = jax.tree.flatten(tier)
 
-_value = jax.jit(_log_total_s)
-_gradient = jax.jit(jax.grad(_log_total_s))
+    def total_s(numbers: Scalar) -> Scalar:
+        moved = jax.tree.unflatten(structure, list(numbers))
+        return (jax.vmap(step_time, in_axes=(None, None, 0))(moved, shape, features) * counted).sum()
 
-
-def _padded(features: StepFeatures) -> tuple[StepFeatures, Scalar]:
-    """Continue steps to a power of two, for a derivative takes long to compile; and tell which of them count."""
-    rows = features.rows()
-    number = len(np.asarray(rows.pairs))
-    size = max(_SMALLEST, 1 << (number - 1).bit_length())
-    grown: StepFeatures = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, size - number), mode="edge"), rows)
-    return grown, jnp.asarray(np.arange(size) < number, dtype=float)
+    numbers = jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+    totals, slopes = jax.vmap(lambda way: jax.jvp(total_s, (numbers,), (way,)))(jnp.eye(len(leaves)))
+    return totals[0], slopes
 
 
 @double_precision
@@ -79,16 +84,20 @@ def elasticities(tier: TierParameters, shape: LlmShape, features: StepFeatures) 
     tier, shape
         Scalars.
     features
-        One step, or S steps.
+        One step, or S steps, of which `MOST_STEPS` evenly spaced ones stand for more.
 
     Returns
     -------
     dict
         By name, those of laws as ``gemm.memory``.
     """
-    gradient = jax.tree.leaves(_gradient(tier, shape, *_padded(features)))
+    rows = spread(features, MOST_STEPS)
+    number = len(np.asarray(rows.pairs))
+    (block,) = blocks(number)
+    counted = cast(Scalar, (np.arange(block.stop) < number).astype(np.float64))
+    total_s, slopes = _slopes(tier, shape, block_of(rows, block), counted)
     named = jax.tree_util.tree_leaves_with_path(tier)
-    return {_name(path): float(slope) * float(leaf) for (path, leaf), slope in zip(named, gradient, strict=True)}
+    return {_name(path): float(slope) * float(leaf) / float(total_s) for (path, leaf), slope in zip(named, slopes, strict=True)}
 
 
 def _with_more(tier: TierParameters, resource: str) -> TierParameters:
@@ -109,7 +118,7 @@ def sensitivities(tier: TierParameters, shape: LlmShape, features: StepFeatures)
     tier, shape
         Scalars.
     features
-        One step, or S steps.
+        One step, or S steps, as in `elasticities`.
 
     Returns
     -------
@@ -117,12 +126,12 @@ def sensitivities(tier: TierParameters, shape: LlmShape, features: StepFeatures)
         By resource: ``compute``, ``memory_bandwidth``, ``link_bandwidth``, ``link_latency``, ``overheads`` (of the step, its
         layers and sequences, and the launch times of all laws), ``power_cap``.
     """
-    slopes, rows = elasticities(tier, shape, features), _padded(features)
-    now = float(_value(tier, shape, *rows))
+    slopes, rows = elasticities(tier, shape, features), spread(features, MOST_STEPS)
+    now = evaluate_steps(tier, shape, rows).seconds.sum()
     return {
         resource: Sensitivity(
             elasticity=sum(slope for name, slope in slopes.items() if _resource(name) == resource),
-            change=float(np.expm1(float(_value(_with_more(tier, resource), shape, *rows)) - now)),
+            change=float(evaluate_steps(_with_more(tier, resource), shape, rows).seconds.sum() / now - 1.0),
         )
         for resource in RESOURCES
     }

@@ -45,8 +45,8 @@ def work_time(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> 
 
     At the tier's clock as it is set (`running` sets it). Stages of a pipeline follow one another: one batch is in flight.
     """
-    computed = total(compute_operations(shape, features).values(), lambda each: each.seconds(tier))
-    sent = total(communications(shape, features, tier.gpus_per_node).values(), lambda each: each.seconds(tier))
+    computed = total(compute_operations(shape, features), lambda each: each.seconds(tier))
+    sent = total(communications(shape, features, tier.gpus_per_node), lambda each: each.seconds(tier))
     return tier.sequence_overhead_s * features.sequences + computed + sent
 
 
@@ -63,9 +63,9 @@ def duration(tier: TierParameters, shape: LlmShape, features: StepFeatures, work
 def load(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> Load:
     """Return a step's work on one GPU of the stage that runs."""
     operations, sent = compute_operations(shape, features), communications(shape, features, tier.gpus_per_node)
-    compute_j = total(operations.values(), lambda each: each.compute_j(tier))
-    memory_j = total(operations.values(), lambda each: each.memory_j(tier))
-    memory_j = memory_j + tier.link_j_per_byte * total(sent.values(), lambda each: each.bytes)
+    compute_j = total(operations, lambda each: each.compute_j(tier))
+    memory_j = total(operations, lambda each: each.memory_j(tier))
+    memory_j = memory_j + tier.link_j_per_byte * total(sent, lambda each: each.bytes)
     clocks = jnp.array([1.0, SLOW_CLOCK])
     work_s = jax.vmap(lambda clock: work_time(at_clock(tier, clock), shape, features))(clocks)
     full_s, slow_s = (duration(tier, shape, features, each) for each in work_s)

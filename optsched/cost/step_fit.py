@@ -131,6 +131,9 @@ def _stacked(cases: Sequence[StepCase], names: tuple[str, ...]) -> _Stacked:
     )
 
 
+_Predicted = tuple[Float[jax.Array, " C"], Float[jax.Array, " C"]]
+
+
 class _Task(eqx.Module):
     """Residuals: relative errors of times and powers over what is expected of them, and the pull towards the prior."""
 
@@ -142,21 +145,29 @@ class _Task(eqx.Module):
     prior: Float[jax.Array, " P"]
     reach: Float[jax.Array, " P"]
 
-    def residuals(self, logarithms: Float[jax.Array, " P"]) -> Float[jax.Array, " R"]:
-        """Return all residuals; those of weight 0 are 0."""
+    def residuals(self, logarithms: Float[jax.Array, " P"]) -> tuple[Float[jax.Array, " R"], _Predicted]:
+        """Return all residuals, those of weight 0 as 0, and the seconds and watts that they compare."""
         seconds, watts = self.stacked.predicted(logarithms)
-        return jnp.concatenate(
+        residuals = jnp.concatenate(
             [
                 self.seconds_weight * jnp.log(seconds / self.seconds),
                 self.watts_weight * jnp.log(watts / self.watts),
                 (logarithms - self.prior) / self.reach,
             ]
         )
+        return residuals, (seconds, watts)
 
 
-_residuals = jax.jit(lambda task, x: task.residuals(x))
-_jacobian = jax.jit(lambda task, x: jax.jacfwd(task.residuals)(x))
-_predicted = jax.jit(lambda task, x: task.stacked.predicted(x))
+@jax.jit
+def _linearised(task: _Task, x: Float[jax.Array, " P"]) -> tuple[jax.Array, jax.Array, _Predicted]:
+    """Return residuals, their Jacobian, and what is predicted, in one pass that is compiled once."""
+
+    def twice(each: Float[jax.Array, " P"]) -> tuple[jax.Array, tuple[jax.Array, _Predicted]]:
+        residuals, predicted = task.residuals(each)
+        return residuals, (residuals, predicted)
+
+    jacobian, (residuals, predicted) = jax.jacfwd(twice, has_aux=True)(x)
+    return residuals, jacobian, predicted
 
 
 def _measured(
@@ -211,14 +222,23 @@ def fit_steps(
     with np.errstate(divide="ignore"):
         low = np.maximum(np.log([free[name].low for name in names]), prior - _REACH)
         high = np.minimum(np.log([free[name].high for name in names]), prior + _REACH)
+    last: dict[bytes, tuple[jax.Array, jax.Array, _Predicted]] = {}
+
+    def at(x: Float64[Array, " P"]) -> tuple[jax.Array, jax.Array, _Predicted]:
+        # The solver asks for residuals and Jacobian of the same point in turn.
+        if x.tobytes() not in last:
+            last.clear()
+            last[x.tobytes()] = _linearised(task, jnp.asarray(x))
+        return last[x.tobytes()]
+
     found = least_squares(
-        lambda x: np.asarray(_residuals(task, x)),
+        lambda x: np.asarray(at(x)[0]),
         np.clip(prior, low + 1e-9, high - 1e-9),
-        jac=lambda x: np.asarray(_jacobian(task, x)),
+        jac=lambda x: np.asarray(at(x)[1]),
         bounds=(low, high),
         x_scale="jac",
     )
-    jacobian = np.asarray(_jacobian(task, found.x))
-    total_s, mean_w = map(np.asarray, _predicted(task, found.x))
+    _, jacobian, predicted = at(found.x)
+    total_s, mean_w = map(np.asarray, predicted)
     values = dict(zip(names, map(float, np.exp(found.x)), strict=True))
-    return FittedSteps(values, np.linalg.inv(jacobian.T @ jacobian), total_s, mean_w)
+    return FittedSteps(values, np.linalg.inv(np.asarray(jacobian).T @ np.asarray(jacobian)), total_s, mean_w)

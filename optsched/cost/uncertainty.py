@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from optsched.cost.breakdown import breakdown
 from optsched.cost.evaluate import evaluate_steps
-from optsched.cost.features import StepFeatures
+from optsched.cost.features import StepFeatures, spread
 from optsched.cost.operations import DecodeAttention, Elementwise, Experts, Gemm, Operation, PrefillAttention
 from optsched.cost.precision import double_precision
 from optsched.cost.samples import joined
@@ -130,7 +130,7 @@ class _Totals:
     """Total seconds and joules of several sets of steps, as a function of a tier's numbers."""
 
     def __init__(self, shape: LlmShape, sets: Sequence[StepFeatures]) -> None:
-        rows = [_spread(features, _MOST_STEPS) for features in sets]
+        rows = [spread(features, _MOST_STEPS) for features in sets]
         self._shape, self._steps = shape, joined(rows)
         self._starts = np.cumsum([0, *(len(np.asarray(each.pairs)) for each in rows[:-1])])
 
@@ -151,18 +151,9 @@ class _Totals:
         return np.stack(rows)
 
 
-def _spread(features: StepFeatures, most: int) -> StepFeatures:
-    """Return steps, or evenly spaced ones of them if they are many."""
-    rows = features.rows()
-    number = len(np.asarray(rows.pairs))
-    chosen = np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int))
-    some: StepFeatures = jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], rows)
-    return some
-
-
 def _family_shares(parameters: TierParameters, shape: LlmShape, features: StepFeatures) -> dict[str, float]:
     """Return the share of the time that each family of operations takes; the rest is overhead."""
-    some = _spread(features, _MOST_SHARES)
+    some = spread(features, _MOST_SHARES)
     operations = jax.eval_shape(compute_operations, shape, some.row(0))
     family_of = {name.replace("_", " "): FAMILIES[type(operation)] for name, operation in operations.items()}
     shares = dict.fromkeys(_KNOWN, 0.0)

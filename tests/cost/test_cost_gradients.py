@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 
 from optsched import catalog
+from optsched.cost.evaluate import evaluate_configurations
 from optsched.cost.features import StepFeatures, attended_pairs
 from optsched.cost.precision import double_precision, scalar
+from optsched.cost.sensitivity import elasticities
 from optsched.cost.shape import Layout, LlmShape
-from optsched.cost.step import step_time
 from optsched.cost.tables import replica_parameters
 from optsched.cost.tier import TierParameters
 
@@ -72,41 +72,32 @@ def steps(draw: st.DrawFn) -> StepFeatures:
     )
 
 
-def _log_seconds(tier: TierParameters, shape: LlmShape, features: StepFeatures) -> Float[jax.Array, ""]:
-    return jnp.log(step_time(tier, shape, features))
-
-
-_value = jax.jit(_log_seconds)
-_gradient = jax.jit(jax.grad(_log_seconds))
-
-
-@double_precision
-def elasticities(index: int, features: StepFeatures, tier: TierParameters | None = None) -> Float64[np.ndarray, " P"]:
+def elasticities_of(index: int, features: StepFeatures, tier: TierParameters | None = None) -> Float64[np.ndarray, " P"]:
     """Return by how many percent the time grows per percent of each of the tier's P numbers."""
     own, shape = PARAMETERS[index]
-    slopes = _gradient(tier or own, shape, features)
-    return np.array(
-        [float(slope) * float(leaf) for slope, leaf in zip(*map(jax.tree.leaves, (slopes, tier or own)), strict=True)]
-    )
+    return np.array(list(elasticities(tier or own, shape, features).values()))
 
 
-@double_precision
 def by_finite_differences(index: int, features: StepFeatures, width: float = 1e-4) -> Float64[np.ndarray, " P"]:
     """Return the same by central differences."""
     tier, shape = PARAMETERS[index]
     leaves, structure = jax.tree.flatten(tier)
+    factors = np.exp(width * np.concatenate([np.eye(len(leaves)), -np.eye(len(leaves))]))
+    moved = jax.tree.unflatten(structure, [float(leaf) * factors[:, place] for place, leaf in enumerate(leaves)])
+    above, below = np.split(np.log(evaluate_configurations(moved, *repeated(shape, features, number=len(factors))).seconds), 2)
+    return np.asarray((above - below) / (2 * width))
 
-    def log_seconds(place: int, move: float) -> float:
-        moved = [scalar(float(leaf) * np.exp(move if here == place else 0.0)) for here, leaf in enumerate(leaves)]
-        return float(_value(jax.tree.unflatten(structure, moved), shape, features))
 
-    return np.array([(log_seconds(at, width) - log_seconds(at, -width)) / (2 * width) for at in range(len(leaves))])
+def repeated(shape: LlmShape, features: StepFeatures, *, number: int) -> tuple[LlmShape, StepFeatures]:
+    """Return both, the same in each of some rows."""
+    together: tuple[LlmShape, StepFeatures] = jax.tree.map(lambda leaf: np.full(number, float(leaf)), (shape, features))
+    return together
 
 
 @given(index=st.integers(0, len(REPLICAS) - 1), features=steps())
 @settings(max_examples=15)
 def test_the_gradient_in_every_number_of_a_tier_equals_finite_differences(index: int, features: StepFeatures) -> None:
-    found, expected = elasticities(index, features), by_finite_differences(index, features)
+    found, expected = elasticities_of(index, features), by_finite_differences(index, features)
     smooth = np.array([not path.endswith(COUNTS) for path in PATHS])
     wrong = smooth & (np.abs(found - expected) > 1e-5 * np.maximum(np.abs(expected), 1e-2))
     assert not wrong.any(), [(PATHS[i], found[i], expected[i]) for i in np.flatnonzero(wrong)]
@@ -117,7 +108,7 @@ def test_the_gradient_in_every_number_of_a_tier_equals_finite_differences(index:
 def test_more_of_a_resource_never_slows_and_more_of_a_cost_never_speeds_up(index: int, features: StepFeatures) -> None:
     signs = [-1 if path.endswith(RESOURCES) else 1 if path.endswith(COSTS) else 0 for path in PATHS]
     signs = [0 if path.startswith(".power.") else sign for path, sign in zip(PATHS, signs, strict=True)]
-    found = elasticities(index, features)
+    found = elasticities_of(index, features)
     wrong = {path: value for path, value, sign in zip(PATHS, found, signs, strict=True) if sign * value < -1e-9}
     assert not wrong
 
@@ -128,13 +119,13 @@ def test_every_gradient_is_finite_where_numbers_and_work_are_zero_too(index: int
     tier, _ = PARAMETERS[index]
     free = jax.tree.map(lambda leaf: scalar(0.0) if float(leaf) < 1e-4 else leaf, tier)
     for each in (tier, free):
-        assert np.isfinite(elasticities(index, features, each)).all()
+        assert np.isfinite(elasticities_of(index, features, each)).all()
 
 
 @pytest.mark.parametrize("index", range(len(REPLICAS)))
 def test_a_replica_of_several_gpus_depends_on_its_link_and_one_gpu_does_not(index: int) -> None:
     _, _, layout = REPLICAS[index]
-    found = dict(zip(PATHS, elasticities(index, StepFeatures.of(prefill_tokens=4096.0, pairs=4096.0**2 / 2)), strict=True))
+    found = dict(zip(PATHS, elasticities_of(index, StepFeatures.of(prefill_tokens=4096.0, pairs=4096.0**2 / 2)), strict=True))
     assert (found[".link_bytes_per_s"] < 0) == (layout.tp > 1)
     crosses = layout.num_gpus > catalog.tier(REPLICAS[index][1]).gpu.datasheet.gpus_per_node
     assert (found[".network_bytes_per_s"] < 0) == crosses

@@ -28,7 +28,7 @@ def steps_of(axes: StepAxes) -> StepFeatures:
 
 
 def test_every_point_of_a_grid_is_the_step_it_stands_for() -> None:
-    found = evaluate_grid(LLM, [TIER, catalog.tier("a40@200W")], [1, 2], AXES, chunk_points=64)
+    found = evaluate_grid(LLM, [TIER, catalog.tier("a40@200W")], [1, 2], AXES, chunk_points=AXES.num_points)
     assert found.seconds.shape == (2, 2, 5, 3, 4)
     for i, name in enumerate(("a40", "a40@200W")):
         for j, tp in enumerate((1, 2)):

@@ -50,6 +50,15 @@ def kernel(function: FunctionT) -> FunctionT:
     return _compile(function, inline=False)
 
 
+def lean(function: FunctionT) -> FunctionT:
+    """Compile a kernel that allocates no array, and so needs no reference counts.
+
+    numba counts the references to each array of a struct that a kernel is given, atomically, at each call; where structs
+    have dozens of arrays and calls take nanoseconds, that is most of the time. Compilation fails if something is allocated.
+    """
+    return _compile(function, inline=False, counted=False)
+
+
 def inlined(function: FunctionT) -> FunctionT:
     """Compile a small helper that is inlined into the kernels that call it."""
     return _compile(function, inline=True)
@@ -113,14 +122,15 @@ def call_by_address(sample: Callable[[], tuple[object, ...]]) -> Callable[..., i
     return compiled
 
 
-def _compile(function: FunctionT, *, inline: bool) -> FunctionT:
+def _compile(function: FunctionT, *, inline: bool, counted: bool = True) -> FunctionT:
     import numba
 
     config: Any = numba.config
     before = config.CACHE_DIR
     config.CACHE_DIR = str(cache_folder(Path(function.__code__.co_filename).resolve()))
     try:
-        decorate: Any = numba.njit(cache=True, nogil=True, inline="always" if inline else "never")
+        njit: Any = numba.njit
+        decorate: Any = njit(cache=True, nogil=True, inline="always" if inline else "never", _nrt=counted)
         compiled: FunctionT = decorate(function)
     finally:
         config.CACHE_DIR = before

@@ -131,7 +131,9 @@ def _log_of(table: polars.DataFrame, turns: polars.DataFrame, facts: dict[str, A
         return record(**columns)
 
     integers = {"prefill_replica", "decode_replica"}
-    fields: dict[str, Any] = {name: turns[name].to_numpy().astype(np.int64 if name in integers else np.float64) for name in _TURN_FIELDS}
+    fields: dict[str, Any] = {
+        name: turns[name].to_numpy().astype(np.int64 if name in integers else np.float64) for name in _TURN_FIELDS
+    }
     events = table.filter(pl.col("kind") == "event")
     found = () if not events.height else tuple(
         Event(row["start_s"], row["event"], row["conversation"], row["replica"], row["detail"])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from optsched.compiled import kernel
+from optsched.compiled import lean
 from optsched.domain.step_law import StepLaw
 
 Array = np.ndarray
@@ -66,7 +66,7 @@ def pack(laws: Sequence[StepLaw]) -> Laws:
     return Laws(**columns, **{name: padded(name) for name in _KNOTS}, knots=knots, slowdown=padded("busy_slowdown"))
 
 
-@kernel
+@lean
 def between_knots(x: Float64[Array, " K"], y: Float64[Array, " K"], knots: int, tokens: float) -> float:
     """Return a piecewise linear function of T: constant below the first knot, the last slope continued."""
     if tokens <= x[0]:
@@ -77,19 +77,19 @@ def between_knots(x: Float64[Array, " K"], y: Float64[Array, " K"], knots: int, 
     return float(y[k - 1] + (tokens - x[k - 1]) * (y[k] - y[k - 1]) / (x[k] - x[k - 1]))
 
 
-@kernel
+@lean
 def gemm_s(laws: Laws, replica: int, tokens: float) -> float:
     """Return gemm(T) in seconds."""
     return float(between_knots(laws.gemm_tokens[replica], laws.gemm_s[replica], laws.knots[replica], tokens))
 
 
-@kernel
+@lean
 def gemm_j(laws: Laws, replica: int, tokens: float) -> float:
     """Return the energy of gemm(T) in joules."""
     return float(between_knots(laws.gemm_tokens[replica], laws.gemm_j[replica], laws.knots[replica], tokens))
 
 
-@kernel
+@lean
 def step_s(
     laws: Laws, replica: int, tokens: float, pairs: float, context: float, kv_tokens: float, sequences: float, hidden: float
 ) -> float:
@@ -100,7 +100,7 @@ def step_s(
     return float(laws.overhead_s[replica] + max(laws.floor_s[replica], work))
 
 
-@kernel
+@lean
 def step_j(
     laws: Laws, replica: int, tokens: float, pairs: float, context: float, kv_tokens: float, sequences: float, hidden: float
 ) -> float:
@@ -111,13 +111,13 @@ def step_j(
     return float(spent + laws.hidden_step_j[replica] * min(hidden, 1.0))
 
 
-@kernel
+@lean
 def slowdown(laws: Laws, replica: int, busy: int) -> float:
     """Return the factor on a step's duration with so many replicas busy on its host, itself included."""
     return float(laws.slowdown[replica, min(busy, laws.slowdown.shape[1]) - 1])
 
 
-@kernel
+@lean
 def decode_run_s(laws: Laws, replica: int, decodes: int, kv_tokens: float, steps: int) -> float:
     """Return the duration of consecutive steps in which the same sequences decode; the cache grows by one token each.
 
@@ -138,14 +138,14 @@ def decode_run_s(laws: Laws, replica: int, decodes: int, kv_tokens: float, steps
     return float(steps * laws.overhead_s[replica] + flat * floor + rest * first + growth * triangle)
 
 
-@kernel
+@lean
 def decode_run_j(laws: Laws, replica: int, decodes: int, kv_tokens: float, steps: int) -> float:
     """Return the dynamic energy of such consecutive steps in joules."""
     each = step_j(laws, replica, float(decodes), 0.0, 0.0, kv_tokens, float(decodes), 0.0)
     return float(steps * each + laws.kv_j[replica] * 0.5 * decodes * steps * (steps - 1.0))
 
 
-@kernel
+@lean
 def steps_until(laws: Laws, replica: int, decodes: int, kv_tokens: float, most: int, seconds: float) -> int:
     """Return the fewest steps (1 to `most`) of a decode run that last at least so many seconds; `most` if none does."""
     low, high = 1, most
@@ -158,7 +158,7 @@ def steps_until(laws: Laws, replica: int, decodes: int, kv_tokens: float, most: 
     return low
 
 
-@kernel
+@lean
 def prefill_alone_s(laws: Laws, replica: int, tokens: int, cached: int, chunk: int) -> float:
     """Return the time of one prefill in chunks with nothing else in its steps."""
     total, done = 0.0, 0

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.state import KV
-from optsched.compiled import kernel
+from optsched.compiled import lean
 from optsched.placement.step_time import slowdown, step_j, step_s
 from optsched.simulator.gaps import count_gaps, keep_gap, keep_run
 from optsched.simulator.state import Engine, State
@@ -19,7 +19,7 @@ from optsched.simulator.state import Engine, State
 Array = np.ndarray
 
 
-@kernel
+@lean
 def _steps_to_go(state: State, engine: Engine, replica: int, growing: Int64[Array, " block"]) -> tuple[int, int]:
     """Return how many steps all running requests can take before a turn ends, and their cached tokens; 0 if not all decode.
 
@@ -50,7 +50,7 @@ def _steps_to_go(state: State, engine: Engine, replica: int, growing: Int64[Arra
     return fewest, kv_tokens
 
 
-@kernel
+@lean
 def _record(state: State, replica: int, running: int, kv_tokens: int, busy: int, start_s: float, end_s: float) -> None:
     row = state.steps.size[0]
     integers, floats = state.steps.integers[row], state.steps.floats[row]
@@ -60,7 +60,7 @@ def _record(state: State, replica: int, running: int, kv_tokens: int, busy: int,
     state.steps.size[0] = row + 1
 
 
-@kernel
+@lean
 def _settle(state: State, engine: Engine, replica: int, steps: int, first_s: float, now_s: float, longest_s: float) -> None:
     """Give every running request the tokens of the steps taken, the first of which ended at `first_s`."""
     requests = state.requests
@@ -80,11 +80,12 @@ def _settle(state: State, engine: Engine, replica: int, steps: int, first_s: flo
     state.counters[0] += steps
 
 
-@kernel
+@lean
 def coast(state: State, engine: Engine, replica: int) -> float:
     """Take all steps that end before anything else can happen; return when the step after them starts."""
     now, replicas = state.clock[0], state.replicas
-    growing = np.zeros(engine.block_tokens, np.int64)
+    growing = state.growing
+    growing[:] = 0
     most, kv_tokens = _steps_to_go(state, engine, replica, growing)
     if most < 1:
         return float(now)

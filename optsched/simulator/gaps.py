@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from optsched.compiled import kernel
+from optsched.compiled import lean
 from optsched.domain.gaps import BINS_PER_E_FOLD, NUM_BINS, SHORTEST_S
 from optsched.simulator.state import GapBook
 
 
-@kernel
+@lean
 def count_gaps(book: GapBook, gap_s: float, number: int) -> None:
     """Add so many equal gaps to the histogram of all."""
     if gap_s != book.latest_s[0]:
@@ -21,7 +21,7 @@ def count_gaps(book: GapBook, gap_s: float, number: int) -> None:
     book.total_s[0] += gap_s * number
 
 
-@kernel
+@lean
 def keep_gap(book: GapBook, turn: int, gap_s: float) -> bool:
     """Keep a gap among a turn's largest, if it is one of them; tell whether it was."""
     first, last = book.offset[turn], book.offset[turn + 1] - 1
@@ -35,7 +35,7 @@ def keep_gap(book: GapBook, turn: int, gap_s: float) -> bool:
     return True
 
 
-@kernel
+@lean
 def keep_run(book: GapBook, turn: int, steps: int) -> None:
     """Keep the gaps of a run of steps, ``run_s[1:steps]``, among a turn's largest; they hardly ever shrink along the run."""
     kept = book.offset[turn + 1] - book.offset[turn]

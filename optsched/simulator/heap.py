@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 STEP_END, TRANSFER_END, TURN_READY, ARRIVAL = 0, 1, 2, 3
@@ -37,7 +37,7 @@ class Heap(NamedTuple):
         return cls(np.zeros(capacity), kind, subject, order, np.zeros(2, np.int64))
 
 
-@kernel
+@lean
 def _before(heap: Heap, a: int, b: int) -> bool:
     if heap.time_s[a] != heap.time_s[b]:
         return bool(heap.time_s[a] < heap.time_s[b])
@@ -46,7 +46,7 @@ def _before(heap: Heap, a: int, b: int) -> bool:
     return bool(heap.order[a] < heap.order[b])
 
 
-@kernel
+@lean
 def _swap(heap: Heap, a: int, b: int) -> None:
     heap.time_s[a], heap.time_s[b] = heap.time_s[b], heap.time_s[a]
     heap.kind[a], heap.kind[b] = heap.kind[b], heap.kind[a]
@@ -54,7 +54,7 @@ def _swap(heap: Heap, a: int, b: int) -> None:
     heap.order[a], heap.order[b] = heap.order[b], heap.order[a]
 
 
-@kernel
+@lean
 def push(heap: Heap, time_s: float, kind: int, subject: int) -> None:
     """Add an event."""
     child = heap.size[0]
@@ -70,7 +70,7 @@ def push(heap: Heap, time_s: float, kind: int, subject: int) -> None:
         child = parent
 
 
-@kernel
+@lean
 def drop_first(heap: Heap) -> None:
     """Remove the earliest event, which is at index 0."""
     heap.size[0] -= 1

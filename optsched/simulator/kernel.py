@@ -12,7 +12,7 @@ from optsched.batching.blocks import blocks_for
 from optsched.batching.policies.dispatch import call_policy
 from optsched.batching.state import KV, NO_CACHE, Counts, Decision, Requests
 from optsched.batching.state import Engine as ReplicaEngine
-from optsched.compiled import kernel
+from optsched.compiled import lean
 from optsched.placement.step_time import slowdown, step_j, step_s
 from optsched.simulator.coast import coast
 from optsched.simulator.gaps import count_gaps, keep_gap
@@ -40,7 +40,7 @@ DRAINED, TELL, FULL, PAUSED = 0, 1, 2, 3
 MOST_MOMENTS = 20_000  # before Python may show progress or be interrupted
 
 
-@kernel
+@lean
 def _tell(outbox: Outbox, kind: int, subject: int) -> None:
     """Ask Python about something that cannot wait."""
     end = outbox.size[0]
@@ -49,7 +49,7 @@ def _tell(outbox: Outbox, kind: int, subject: int) -> None:
     outbox.questions[0] += 1
 
 
-@kernel
+@lean
 def _note(outbox: Outbox, kind: int, slot: int, replica: int, time_s: float) -> None:
     """Have Python note something whenever it is told the next time."""
     end = outbox.size[0]
@@ -57,7 +57,7 @@ def _note(outbox: Outbox, kind: int, slot: int, replica: int, time_s: float) -> 
     outbox.size[0] = end + 1
 
 
-@kernel
+@lean
 def _insert(replicas: Replicas, replica: int, position: int, slot: int, segment: int) -> None:
     queue, counts = replicas.queue[replica], replicas.counts[replica]
     for index in range(counts[0] + counts[1] + counts[2], position, -1):
@@ -67,7 +67,7 @@ def _insert(replicas: Replicas, replica: int, position: int, slot: int, segment:
     replicas.refused[replica] = False
 
 
-@kernel
+@lean
 def _remove(replicas: Replicas, replica: int, slot: int) -> None:
     queue, counts = replicas.queue[replica], replicas.counts[replica]
     total = counts[0] + counts[1] + counts[2]
@@ -81,7 +81,7 @@ def _remove(replicas: Replicas, replica: int, slot: int) -> None:
     replicas.refused[replica] = False
 
 
-@kernel
+@lean
 def enqueue(state: State, slot: int, replica: int) -> None:
     """Put a slot at the end of a replica's waiting segment."""
     counts, refused = state.replicas.counts[replica], state.replicas.refused[replica]
@@ -93,7 +93,7 @@ def enqueue(state: State, slot: int, replica: int) -> None:
     state.replicas.woken[replica] = True
 
 
-@kernel
+@lean
 def start_turn(state: State, slot: int, replica: int, stays: bool) -> None:
     """Queue a conversation's first turn on the replica that prefills it; it stays there to decode if `stays`."""
     turn = state.turn[slot]
@@ -102,7 +102,7 @@ def start_turn(state: State, slot: int, replica: int, stays: bool) -> None:
     enqueue(state, slot, replica)
 
 
-@kernel
+@lean
 def _free(requests: Requests, replicas: Replicas, slot: int, replica: int) -> None:
     replicas.free_blocks[replica] += requests.blocks[slot]
     requests.blocks[slot] = 0
@@ -111,7 +111,7 @@ def _free(requests: Requests, replicas: Replicas, slot: int, replica: int) -> No
     replicas.refused[replica] = False
 
 
-@kernel
+@lean
 def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ratio: float, kv_bytes: float) -> bool:
     """Start moving a prefilled cache to its decoder; False (and blocked) while the decoder's pool has no room for it."""
     source = state.replica[slot]
@@ -130,7 +130,7 @@ def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ra
     return True
 
 
-@kernel
+@lean
 def _land(state: State, slot: int, engine: Engine) -> None:
     source, target, turn = state.replica[slot], state.target[slot], state.turn[slot]
     cache = state.requests.cache[slot]
@@ -144,7 +144,7 @@ def _land(state: State, slot: int, engine: Engine) -> None:
         enqueue(state, slot, target)
 
 
-@kernel
+@lean
 def _become_idle(state: State, slot: int, replica: int) -> None:
     counts = state.replicas.counts[replica]
     _insert(state.replicas, replica, counts[0] + counts[1] + counts[2], slot, 2)
@@ -155,7 +155,7 @@ def _become_idle(state: State, slot: int, replica: int) -> None:
     push(state.heap, max(state.clock[0], ready), TURN_READY, slot)
 
 
-@kernel
+@lean
 def _next_turn(state: State, slot: int, direct: bool) -> None:
     ended = state.turn[slot]
     turn = ended + 1
@@ -173,7 +173,7 @@ def _next_turn(state: State, slot: int, direct: bool) -> None:
         _tell(state.outbox, TURN_ARRIVED, slot)
 
 
-@kernel
+@lean
 def _evict(
     requests: Requests,
     decision: Decision,
@@ -212,7 +212,7 @@ def _evict(
             counts[1] += 1
 
 
-@kernel
+@lean
 def _admit(decision: Decision, replicas: Replicas, replica: int, most: int) -> int:
     """Collect the `most` scheduled slots; those that waited join the running segment in queue order."""
     queue, counts = replicas.queue[replica], replicas.counts[replica]
@@ -234,7 +234,7 @@ def _admit(decision: Decision, replicas: Replicas, replica: int, most: int) -> i
     return number
 
 
-@kernel
+@lean
 def _start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
     replicas, requests = state.replicas, state.requests
     replicas.woken[replica] = False
@@ -303,7 +303,7 @@ def _start_step(state: State, engine: Engine, policy: int, replica: int) -> None
         state.steps.size[0] = row + 1
 
 
-@kernel
+@lean
 def _end_step(state: State, engine: Engine, replica: int) -> None:
     replicas, requests, turns = state.replicas, state.requests, state.turns
     replicas.busy[replica] = False
@@ -356,7 +356,7 @@ def _end_step(state: State, engine: Engine, replica: int) -> None:
         _tell(state.outbox, ROOM, replica)
 
 
-@kernel
+@lean
 def stay(state: State, slot: int) -> None:
     """Let a prefilled conversation decode where it is."""
     replica, turn = state.replica[slot], state.turn[slot]
@@ -368,7 +368,7 @@ def stay(state: State, slot: int) -> None:
     state.replicas.woken[replica] = True
 
 
-@kernel
+@lean
 def advance(state: State, engine: Engine, policy: int) -> int:
     """Run until Python has to be told something, the step buffer is nearly full, nothing is left to happen, or for a while."""
     replicas, heap = state.replicas, state.heap

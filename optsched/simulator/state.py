@@ -162,6 +162,8 @@ class State(NamedTuple):
         Whether the first turn's replica is known to be the decoder too, so that nothing has to be asked in between.
     counters
         Steps started, running requests preempted, and conversations ended.
+    growing
+        Room for the requests that need a block in each of ``block_tokens`` steps.
     """
 
     requests: Requests
@@ -183,6 +185,7 @@ class State(NamedTuple):
     counters: Int64[Array, " 3"]
     transfer_s_per_byte: Float64[Array, "R R"]
     transfer_latency_s: Float64[Array, "R R"]
+    growing: Int64[Array, " block"]
 
 
 def _replicas(plan: Plan, conversations: int) -> Replicas:
@@ -271,4 +274,5 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         counters=np.zeros(3, np.int64),
         transfer_s_per_byte=rate,
         transfer_latency_s=latency,
+        growing=np.zeros(plan.engine.block_tokens, np.int64),
     )

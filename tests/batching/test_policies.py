@@ -73,6 +73,7 @@ def decided(name: str, state: tuple[Requests, np.ndarray, Counts, Engine]) -> tu
     decision = Decision.empty(len(requests.blocks))
     for field in decision:
         field[:] = 99
+        field[queue] = 0
     return compiled_policy(name)(requests, queue, counts, engine, decision), decision
 
 
@@ -171,6 +172,7 @@ def test_every_request_finishes_when_decisions_are_executed(
         engine = engine._replace(now_s=0.05 * step, free_blocks=engine.total_blocks - int(requests.blocks.sum()))
         queue = np.array(running + waiting, np.int64)
         counts = Counts(len(running), len(waiting), 0)
+        decision.tokens[:] = decision.evict[:] = 0
         assert compiled_policy(name)(requests, queue, counts, engine, decision) > 0
         preempted = [slot for slot in running if decision.evict[slot]]
         for slot in queue:

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from optsched.batching.blocks import blocks_for
 from optsched.batching.policies.eviction import evict_backward, evict_forward
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -23,13 +23,13 @@ class Room(NamedTuple):
     sequences: int
 
 
-@kernel
+@lean
 def is_decode(requests: Requests, slot: int) -> bool:
     """Tell whether a request has nothing left to prefill but its newest token."""
     return bool(requests.new_tokens[slot] == 1 and requests.context[slot] > 0)
 
 
-@kernel
+@lean
 def growth(requests: Requests, slot: int, tokens: int, engine: Engine) -> int:
     """Return the blocks that a request lacks to compute so many tokens more; KV cache unless it holds the other kind."""
     kind = requests.cache[slot] if requests.context[slot] > 0 else KV
@@ -37,14 +37,14 @@ def growth(requests: Requests, slot: int, tokens: int, engine: Engine) -> int:
     return int(max(0, needed - requests.blocks[slot]))
 
 
-@kernel
+@lean
 def take(requests: Requests, slot: int, tokens: int, decision: Decision) -> None:
     """Schedule tokens of a request, in the kind of cache that it holds."""
     decision.tokens[slot] = tokens
     decision.cache[slot] = requests.cache[slot] if requests.context[slot] > 0 else KV
 
 
-@kernel
+@lean
 def admit(
     requests: Requests,
     queue: Int64[Array, " q"],

@@ -24,7 +24,7 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     requests, queue, counts, engine
         The state, see `optsched.batching.state`; nothing in it changes. Caches held are KV caches.
     decision
-        Filled for every slot of the queue.
+        Zeros on entry; filled for the slots of the queue.
 
     Returns
     -------

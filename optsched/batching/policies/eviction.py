@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.state import Counts, Decision, Requests
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
 
-@kernel
+@lean
 def leave_all_out(requests: Requests, queue: Int64[Array, " q"], counts: Counts, decision: Decision) -> None:
     """Reset the decision: every request of the queue keeps its cache and computes nothing."""
     for position in range(counts.running + counts.waiting + counts.idle):
@@ -21,7 +21,7 @@ def leave_all_out(requests: Requests, queue: Int64[Array, " q"], counts: Counts,
         decision.evict[slot] = 0
 
 
-@kernel
+@lean
 def evict_forward(
     requests: Requests, queue: Int64[Array, " q"], position: int, stop: int, decision: Decision, free: int, needed: int
 ) -> tuple[int, int]:
@@ -41,7 +41,7 @@ def evict_forward(
     return position, free
 
 
-@kernel
+@lean
 def evict_backward(
     requests: Requests, queue: Int64[Array, " q"], start: int, stop: int, decision: Decision, free: int, needed: int
 ) -> int:

@@ -14,12 +14,12 @@ from jaxtyping import Int64
 from optsched.batching.policies.admission import growth, is_decode, take
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
 
-@kernel
+@lean
 def _fitting(requests: Requests, slot: int, most: int, free: int, engine: Engine) -> int:
     """Return how many tokens of a request fit the free blocks, at most `most`."""
     tokens = min(requests.new_tokens[slot], most)
@@ -36,7 +36,7 @@ def _fitting(requests: Requests, slot: int, most: int, free: int, engine: Engine
     return int(low)
 
 
-@kernel
+@lean
 def _fill(
     requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision, free: int, idle: int
 ) -> int:
@@ -69,7 +69,7 @@ def _fill(
     return scheduled
 
 
-@kernel
+@lean
 def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
     """Compose the next step: decodes, then prompts in pieces, until the step has ``forward_tokens`` tokens.
 
@@ -82,14 +82,13 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     requests, queue, counts, engine
         The state, see `optsched.batching.state`; nothing in it changes.
     decision
-        Filled for every slot of the queue.
+        Zeros on entry; filled for the slots of the queue.
 
     Returns
     -------
     int
         Number of scheduled requests.
     """
-    leave_all_out(requests, queue, counts, decision)
     idle, free = counts.running + counts.waiting, engine.free_blocks
     scheduled = _fill(requests, queue, counts, engine, decision, free, idle)
     if scheduled > 0 or counts.running + counts.waiting == 0:

@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 from optsched.batching.policies.admission import Room, admit, growth, take
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
@@ -25,7 +25,7 @@ def by_key(key: Float64[Array, " n"]) -> Int64[Array, " n"]:
     return np.argsort(key, kind="mergesort")
 
 
-@kernel
+@lean
 def step_running(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -72,7 +72,7 @@ def last_first(counts: Counts) -> Int64[Array, " r"]:
     return np.arange(counts.running - 1, -1, -1)
 
 
-@kernel
+@lean
 def prompts_first(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -99,11 +99,11 @@ def prompts_first(
     int
         Number of scheduled requests.
     """
-    leave_all_out(requests, queue, counts, decision)
     if counts.waiting > 0:
         room = Room(engine.free_blocks, engine.max_batched_tokens, counts.running)
         admitted = admit(requests, queue, counts, engine, decision, order, room, True, False)
         if admitted > 0:
             return admitted
-        leave_all_out(requests, queue, counts, decision)
+        if counts.running == 0:  # otherwise nobody was evicted in vain
+            leave_all_out(requests, queue, counts, decision)
     return step_running(requests, queue, counts, engine, decision, victims) if counts.running > 0 else 0

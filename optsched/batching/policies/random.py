@@ -12,12 +12,12 @@ from jaxtyping import Int64
 
 from optsched.batching.policies.prefill_first import by_key, last_first, prompts_first
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
 
-@kernel
+@lean
 def drawn(identity: int, seed: int) -> float:
     """Return a number in [0, 1) that only the request's identity and the seed decide (SplitMix64, Steele et al. 2014)."""
     z = np.uint64(identity + 1) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)
@@ -39,7 +39,7 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     requests, queue, counts, engine
         The state, see `optsched.batching.state`; nothing in it changes.
     decision
-        Filled for every slot of the queue.
+        Zeros on entry; filled for the slots of the queue.
 
     Returns
     -------

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.policies.admission import Room, admit, growth, is_decode, take
-from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
+from optsched.batching.policies.eviction import evict_backward, evict_forward
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
 
-@kernel
+@lean
 def _keep_running(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
     """Preempt from the back until every decode and every prompt begun has its blocks; return the blocks left over.
 
@@ -62,14 +62,13 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     requests, queue, counts, engine
         The state, see `optsched.batching.state`; nothing in it changes.
     decision
-        Filled for every slot of the queue.
+        Zeros on entry; filled for the slots of the queue.
 
     Returns
     -------
     int
         Number of scheduled requests.
     """
-    leave_all_out(requests, queue, counts, decision)
     free = _keep_running(requests, queue, counts, engine, decision)
     chunk = min(max(1, int(engine.parameters[0])), engine.max_batched_tokens)
     budget, scheduled, kept = engine.max_batched_tokens, 0, 0

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.policies.admission import Room, admit, growth, take
-from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
+from optsched.batching.policies.eviction import evict_backward, evict_forward
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
 
-@kernel
+@lean
 def _continue_running(
     requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision
 ) -> tuple[int, int, int, bool]:
@@ -74,14 +74,13 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     requests, queue, counts, engine
         The state, see `optsched.batching.state`; nothing in it changes.
     decision
-        Filled for every slot of the queue.
+        Zeros on entry; filled for the slots of the queue.
 
     Returns
     -------
     int
         Number of scheduled requests.
     """
-    leave_all_out(requests, queue, counts, decision)
     scheduled, budget, free, ran_out = _continue_running(requests, queue, counts, engine, decision)
     if ran_out:
         return scheduled

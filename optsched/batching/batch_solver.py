@@ -15,7 +15,8 @@ from optsched.batching.duals import Rows
 from optsched.batching.greedy import NO_LIMIT, select
 from optsched.batching.memory_solver import INVALID, go_on, solve_in, with_more_room
 from optsched.batching.problem import BatchProblem
-from optsched.batching.rows import empty_rows_space, solve_rows
+from optsched.batching.rows import MEMORY_FIRST, ROWS_WORK_LIMIT, breaks, empty_rows_space, solve_rows
+from optsched.batching.rows import NODES as ROWS_NODES
 from optsched.batching.solved import Status
 from optsched.batching.workspace import empty_buffer, view
 from optsched.compiled import compile_for
@@ -26,8 +27,6 @@ Ties = Literal["free-largest", "any"]
 
 STATES, NODES = 1 << 16, 1 << 17  # room at first; a hard problem makes it grow
 WORK_LIMIT = 50_000_000  # states; about half a second
-ROWS_WORK_LIMIT = 60_000  # states; a few milliseconds
-MEMORY_FIRST = 10_000  # states for the memory row alone, where there are others
 PAUSE = 1_000_000  # states between readings of the clock
 
 
@@ -100,7 +99,7 @@ class BatchSolver:
         self._buffer[3] = self._ties
         with _COMPILING:
             _compile()
-        self._rows_space = empty_rows_space(capacity)
+        self._rows_space = empty_rows_space(capacity, ROWS_NODES)
         self._no_tokens = np.zeros(capacity, np.int64)
         self._lock = Lock()
 
@@ -196,7 +195,7 @@ class BatchSolver:
             limit, bound, value, valid = self._memory_row(p, m, s, u, int(memory_blocks), out, time_limit_s, first)
             if not valid or budget < 0 or sequences < 0:
                 BatchProblem(p, m, s, u, memory_blocks, tokens, token_budget, max_sequences)
-            broken = rowed and _breaks(out, token, budget, sequences)
+            broken = rowed and breaks(out, token, budget, sequences)
             if broken or (rowed and limit in ("work", "time")):
                 if broken:
                     select(p, m, s, u, token, memory_blocks, budget, sequences, False, True, out)
@@ -268,9 +267,3 @@ def _writable(values: Array, dtype: type[np.generic]) -> Array:
     """Return the array itself if compiled code can take it: for read-only arrays it would be compiled once more."""
     array = np.ascontiguousarray(values, dtype)
     return array if array.flags.writeable else array.copy()
-
-
-def _breaks(choice: Int8[Array, " n"], tokens: Int64[Array, " n"], budget: int, sequences: int) -> bool:
-    """Tell whether a plan needs more tokens or sequences than there are."""
-    selected = choice != 0
-    return int(selected.sum()) > sequences or (budget != NO_LIMIT and int(tokens[selected].sum()) > budget)

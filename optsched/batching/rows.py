@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int8
+from jaxtyping import Float64, Int8, Int64
 
 from optsched.batching.core import change
 from optsched.batching.duals import Rows, allowed, best_prices, choose
-from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
+from optsched.batching.greedy import NO_LIMIT, SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.memory_row import ROUNDING, ROUNDING_QUANTA, plan_worth, worth
 from optsched.batching.rows_core import Core, empty_core, list_core
 from optsched.batching.rows_search import KNOWN, Frame, Search, search_core
@@ -25,6 +25,8 @@ from optsched.compiled import kernel
 Array = np.ndarray
 
 STATES, NODES = 1 << 14, 1 << 19
+ROWS_WORK_LIMIT = 60_000  # states; a few milliseconds
+MEMORY_FIRST = 10_000  # states for the memory row alone, before the others are looked at
 SHARES = (0.35, 0.5, 1.0)  # of the work still allowed: for all states, for few, for all beside the plan that those found
 MOST_SEARCHES, NARROWEST, WORK_PER_STATE = 6, 16, 10
 
@@ -37,9 +39,9 @@ class RowsSpace(NamedTuple):
 
 
 @kernel
-def empty_rows_space(requests: int) -> RowsSpace:
-    """Return room for that many requests."""
-    return RowsSpace(empty_core(requests), empty_pool(STATES, NODES + requests))
+def empty_rows_space(requests: int, nodes: int) -> RowsSpace:
+    """Return room for that many requests, and nodes of the trail beside theirs."""
+    return RowsSpace(empty_core(requests), empty_pool(STATES, nodes + requests))
 
 
 class Relaxed(NamedTuple):
@@ -195,6 +197,16 @@ def _search_until_proven(
         else:
             break
     return known[0], bound
+
+
+@kernel
+def breaks(choice: Int8[Array, " n"], tokens: Int64[Array, " n"], token_budget: int, max_sequences: int) -> bool:
+    """Tell whether a plan needs more tokens or sequences than there are."""
+    taken, count = 0, 0
+    for i in range(len(choice)):
+        if choice[i] != SKIP:
+            taken, count = taken + tokens[i], count + 1
+    return count > max_sequences or (token_budget != NO_LIMIT and taken > token_budget)
 
 
 @kernel

@@ -25,11 +25,11 @@ def state(*rows: tuple[int, int, float, int]) -> Requests:
     return requests
 
 
-def chosen(requests: Requests, counts: Counts, **engine: float) -> str:
+def chosen(requests: Requests, counts: Counts, policy: str = "apt-serve", **engine: float) -> str:
     """Write per request what happens: K or H computed so, x evicted, - left out."""
     decision = Decision.empty(len(requests.blocks))
     at = ENGINE._replace(**{"free_blocks": ENGINE.total_blocks - int(requests.blocks.sum()), **engine})
-    compiled_policy("apt-serve")(requests, np.arange(len(requests.blocks)), counts, at, decision)
+    compiled_policy(policy)(requests, np.arange(len(requests.blocks)), counts, at, decision)
     letters = {0: LEFT_OUT, HIDDEN: "H", KV: "K"}
     return "".join(
         EVICTED if decision.evict[slot] else (letters[decision.cache[slot]] if decision.tokens[slot] else LEFT_OUT)

@@ -14,7 +14,8 @@ from optsched.batching.state import HIDDEN, KV, NO_CACHE, Counts, Decision, Engi
 from optsched.errors import UnknownNameError
 
 SPARE_SLOTS = 3
-WHOLE_PROMPTS = ("apt-serve", "apt-serve-decay", "density")  # a prompt longer than the budget goes alone, and whole
+# a prompt longer than the budget goes alone, and whole
+WHOLE_PROMPTS = ("apt-serve", "apt-serve-decay", "apt-serve-exact", "density")
 every_policy = pytest.mark.parametrize("name", sorted(POLICIES))
 
 

@@ -10,6 +10,7 @@ from optsched.errors import SpecError, UnknownNameError
 POLICIES: dict[str, dict[str, float]] = {
     "apt-serve": {"count_violators": 0.0},
     "apt-serve-decay": {"count_violators": 0.0, "half_life_s": 10.0},
+    "apt-serve-exact": {"count_violators": 0.0},
     "density": {"count_violators": 0.0},
     "fastgen": {"forward_tokens": 768.0},
     "fcfs-demote": {},

@@ -8,159 +8,57 @@ Gao et al., "Apt-Serve", PACMMOD 3(3) 130, 2025, arXiv 2504.07494, sections 4 an
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Int8, Int64
 
 from optsched.batching.blocks import blocks_for
-from optsched.batching.greedy import NO_LIMIT, TAKE_HIDDEN, TAKE_KV, select
+from optsched.batching.greedy import SKIP, TAKE_KV, select
+from optsched.batching.policies.apt_serve_program import (
+    COMPOSED,
+    DECODE,
+    PREFILL,
+    Step,
+    Worth,
+    candidates,
+    held_kind,
+    kind_of,
+    program_of,
+    urgencies,
+)
 from optsched.batching.policies.eviction import evict_backward, evict_forward, leave_all_out
 from optsched.batching.state import HIDDEN, KV, Counts, Decision, Engine, Requests
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
-NEAR_ZERO = 1e-4  # violators' density relative to the least pending time per block of the pool (released code)
-NEAR_ZERO_ALONE = 1e-6  # the same where nothing waits
-
 
 @kernel
-def pending_s(requests: Requests, slot: int, now_s: float) -> float:
-    """Return the time since a request's last token, or since its arrival."""
-    return float(max(0.0, now_s - requests.last_token_s[slot]))
-
-
-@kernel
-def violates(requests: Requests, slot: int, engine: Engine) -> bool:
-    """Tell whether a request has waited longer than its target: TTFT before its first token, TBT after it."""
-    limit = engine.ttft_slo_s if requests.emitted[slot] == 0 else engine.tbt_slo_s
-    return pending_s(requests, slot, engine.now_s) > limit
-
-
-class Demotion(NamedTuple):
-    """What violators are worth: the density that they keep at least, and the half-life of their demotion (0: for good)."""
-
-    near_zero: float
-    half_life_s: float
-
-
-@kernel
-def violator_worth(demotion: Demotion, pending: float, overdue: float, blocks: int) -> float:
-    """Return the value of a violator that asks for so many blocks."""
-    least = demotion.near_zero * blocks
-    if demotion.half_life_s <= 0.0:
-        return least
-    return float(max(least, pending * (1.0 - 0.5 ** (overdue / demotion.half_life_s))))
-
-
-@kernel
-def _urgencies(
-    requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, exclude_violators: bool
-) -> tuple[float, float, int, float]:
-    """Return the pending time of all running and all waiting requests, U, and the density of violators."""
-    running, waiting, pressure, least = 0.0, 0.0, counts.running + counts.waiting, np.inf
-    for position in range(counts.running + counts.waiting):
-        slot = queue[position]
-        p = pending_s(requests, slot, engine.now_s)
-        if position < counts.running:
-            running += p
-        else:
-            waiting += p
-            least = min(least, p)
-        if exclude_violators and violates(requests, slot, engine):
-            pressure -= 1
-    near_zero = NEAR_ZERO * least / engine.total_blocks if counts.waiting > 0 else NEAR_ZERO_ALONE
-    return running, waiting, pressure, near_zero
-
-
-@kernel
-def _choose(
-    requests: Requests,
-    slots: Int64[Array, " n"],
-    engine: Engine,
-    pressure: int,
-    demotion: Demotion,
-    waiting: bool,
-    rows: tuple[int, int, int],
-) -> Int8[Array, " n"]:
-    """Build the candidates' values and sizes, and select greedily.
-
-    A running request is charged all its blocks, a waiting one the blocks that it lacks. A waiting request that holds a
-    cache offers only that kind, and a violator only the kind that it holds, or KV: a switch would cost a re-prefill.
-    """
-    n = len(slots)
-    value, penalty = np.empty(n), np.empty(n)
-    kv, hidden, tokens = np.empty(n, np.int64), np.empty(n, np.int64), np.zeros(n, np.int64)
-    memory, token_budget, sequences = rows
-    can_hide = 0.0 < engine.hidden_ratio < 1.0
-    for j in range(n):
-        slot = slots[j]
-        length = requests.context[slot] + requests.new_tokens[slot]
-        held = requests.cache[slot] if requests.context[slot] > 0 else 0
-        paid = requests.blocks[slot] if waiting else 0
-        value[j] = pending_s(requests, slot, engine.now_s)
-        kv[j] = blocks_for(length, KV, engine.block_tokens, engine.hidden_ratio)
-        penalty[j] = pressure * engine.rho_s_per_block * kv[j]
-        demoted = violates(requests, slot, engine)
-        hidden[j] = kv[j]
-        if can_hide:
-            hidden[j] = blocks_for(length, HIDDEN, engine.block_tokens, engine.hidden_ratio)
-        kv[j], hidden[j] = max(0, kv[j] - paid), max(0, hidden[j] - paid)
-        if held == HIDDEN and (waiting or demoted):
-            value[j] = max(value[j] - penalty[j], demotion.near_zero * hidden[j])
-            kv[j] = hidden[j]
-        if demoted:
-            limit = engine.ttft_slo_s if requests.emitted[slot] == 0 else engine.tbt_slo_s
-            value[j] = violator_worth(demotion, value[j], pending_s(requests, slot, engine.now_s) - limit, kv[j])
-        if demoted or (waiting and held > 0):
-            hidden[j] = kv[j]
-        if waiting:  # a prompt longer than the budget goes alone
-            tokens[j] = min(requests.new_tokens[slot], token_budget)
-    choice = np.zeros(n, np.int8)
-    select(value, kv, hidden, penalty, tokens, memory, token_budget, sequences, False, False, choice)
-    for j in range(n):
-        held = requests.cache[slots[j]] if requests.context[slots[j]] > 0 else 0
-        if choice[j] == TAKE_KV and held == HIDDEN and (waiting or violates(requests, slots[j], engine)):
-            choice[j] = TAKE_HIDDEN
-    return choice
-
-
-@kernel
-def _prefill(
+def _admit(
     requests: Requests,
     queue: Int64[Array, " q"],
     counts: Counts,
     engine: Engine,
     decision: Decision,
-    pressure: int,
-    demotion: Demotion,
+    step: Step,
+    choice: Int8[Array, " n"],
 ) -> int:
-    """Admit waiting requests into the free blocks, evicting idle caches as needed; return how many."""
-    idle, end = counts.running + counts.waiting, counts.running + counts.waiting + counts.idle
-    seats = engine.max_sequences - counts.running
-    if seats < 1 or counts.waiting == 0:
-        return 0
-    memory = engine.free_blocks
-    for position in range(idle, end):
-        memory += requests.blocks[queue[position]]
-    slots = queue[counts.running : idle]
-    choice = _choose(requests, slots, engine, pressure, demotion, True, (memory, engine.max_batched_tokens, seats))
-    admitted, needed = 0, 0
+    """Admit the selected waiting requests, evicting idle caches as needed; return how many."""
+    slots, admitted, needed = candidates(queue, counts, step), 0, 0
     for j in range(len(slots)):
-        if choice[j] == 0:
+        if choice[j] == SKIP:
             continue
         slot = slots[j]
-        kind = HIDDEN if choice[j] == TAKE_HIDDEN else KV
+        kind = kind_of(requests, slot, engine, step, choice[j])
         total = requests.context[slot] + requests.new_tokens[slot]
         needed += max(0, blocks_for(total, kind, engine.block_tokens, engine.hidden_ratio) - requests.blocks[slot])
         decision.tokens[slot], decision.cache[slot] = requests.new_tokens[slot], kind
         admitted += 1
-    evict_forward(requests, queue, idle, end, decision, engine.free_blocks, needed)
+    idle = counts.running + counts.waiting
+    evict_forward(requests, queue, idle, idle + counts.idle, decision, engine.free_blocks, needed)
     return admitted
 
 
-@kernel
+@lean
 def _force(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision, free: int) -> int:
     """Schedule the first request of the queue by itself, evicting idle and then waiting caches; return 1 if that succeeds."""
     idle, end = counts.running + counts.waiting, counts.running + counts.waiting + counts.idle
@@ -186,43 +84,25 @@ def _force(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
 
 
 @kernel
-def _decode(
+def _go_on(
     requests: Requests,
     queue: Int64[Array, " q"],
     counts: Counts,
     engine: Engine,
     decision: Decision,
-    pressure: int,
-    demotion: Demotion,
+    step: Step,
+    choice: Int8[Array, " n"],
 ) -> int:
-    """Step the running requests that the knapsack over the pool selects; return how many.
+    """Step the selected running requests, and preempt the others; return how many.
 
-    Idle caches go first where the running requests outgrow the free blocks. Unselected requests are preempted. A request
-    whose kind of cache is to change is evicted and prefilled again later; if that would leave the step empty, the first
-    request stays as it is.
+    A request whose kind of cache is to change is evicted and prefilled again later; if that would leave the step empty, the
+    first request stays as it is.
     """
-    idle, end = counts.running + counts.waiting, counts.running + counts.waiting + counts.idle
-    growth, free, hidden = 0, engine.free_blocks, False
-    for position in range(counts.running):
-        slot = queue[position]
-        kind = requests.cache[slot] if requests.context[slot] > 0 else KV
-        total = requests.context[slot] + requests.new_tokens[slot]
-        growth += max(0, blocks_for(total, kind, engine.block_tokens, engine.hidden_ratio) - requests.blocks[slot])
-        hidden = hidden or kind == HIDDEN
-    idle, free = evict_forward(requests, queue, idle, end, decision, free, growth)
-    slots = queue[: counts.running]
-    if growth <= free and not hidden:  # everything fits as KV: the selection would take all of it
-        choice = np.full(counts.running, TAKE_KV, np.int8)
-    else:
-        memory = free
-        for slot in slots:
-            memory += requests.blocks[slot]
-        choice = _choose(requests, slots, engine, pressure, demotion, False, (memory, NO_LIMIT, NO_LIMIT))
-    scheduled, budget = 0, engine.max_batched_tokens
+    scheduled, budget, free = 0, engine.max_batched_tokens, step.free
     for j in range(counts.running):
-        slot = slots[j]
-        kind = HIDDEN if choice[j] == TAKE_HIDDEN else KV
-        if choice[j] == 0 or (requests.context[slot] > 0 and requests.cache[slot] != kind):
+        slot = queue[j]
+        kind = kind_of(requests, slot, engine, step, choice[j])
+        if choice[j] == SKIP or (requests.context[slot] > 0 and requests.cache[slot] != kind):
             decision.evict[slot] = 1
             free += requests.blocks[slot]
         elif scheduled < engine.max_sequences and budget > 0:
@@ -236,6 +116,87 @@ def _decode(
 
 
 @kernel
+def _turn_to_decode(
+    requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision, step: Step
+) -> Step:
+    """Make a decode due, or the step composed where there is nothing to select.
+
+    Idle caches go first where the running requests outgrow the free blocks. If all of them then fit as KV, all go on.
+    """
+    idle, growth, hidden = counts.running + counts.waiting, 0, False
+    if counts.running == 0:
+        forced = _force(requests, queue, counts, engine, decision, engine.free_blocks) if counts.waiting > 0 else 0
+        return Step(COMPOSED, forced, step.pressure, step.worth, step.free)
+    for slot in queue[: counts.running]:
+        kind = held_kind(requests, slot) if requests.context[slot] > 0 else KV
+        total = requests.context[slot] + requests.new_tokens[slot]
+        growth += max(0, blocks_for(total, kind, engine.block_tokens, engine.hidden_ratio) - requests.blocks[slot])
+        hidden = hidden or kind == HIDDEN
+    _, free = evict_forward(requests, queue, idle, idle + counts.idle, decision, engine.free_blocks, growth)
+    due = Step(DECODE, 0, step.pressure, step.worth, free)
+    if growth > free or hidden:
+        return due
+    everyone = np.full(counts.running, TAKE_KV, np.int8)
+    scheduled = _go_on(requests, queue, counts, engine, decision, due, everyone)
+    return Step(COMPOSED, scheduled, step.pressure, step.worth, free)
+
+
+@kernel
+def begin(
+    requests: Requests,
+    queue: Int64[Array, " q"],
+    counts: Counts,
+    engine: Engine,
+    decision: Decision,
+    exclude_violators: bool,
+    half_life_s: float,
+    resolution_s: float,
+) -> Step:
+    """Leave everyone out, and find which selection is due first.
+
+    Parameters
+    ----------
+    exclude_violators
+        Leave violators out of U, as the released code does; the paper counts all waiting and running requests.
+    half_life_s, resolution_s
+        See `Worth`.
+    """
+    leave_all_out(requests, queue, counts, decision)
+    running, waiting, pressure, near_zero = urgencies(requests, queue, counts, engine, exclude_violators, resolution_s)
+    step = Step(PREFILL, 0, pressure, Worth(near_zero, half_life_s, resolution_s), engine.free_blocks)
+    decodes = counts.running > 0 and running > waiting
+    if decodes or counts.waiting == 0 or counts.running >= engine.max_sequences:
+        return _turn_to_decode(requests, queue, counts, engine, decision, step)
+    return step
+
+
+@kernel
+def apply(
+    requests: Requests,
+    queue: Int64[Array, " q"],
+    counts: Counts,
+    engine: Engine,
+    decision: Decision,
+    step: Step,
+    choice: Int8[Array, " n"],
+) -> Step:
+    """Carry a selection out; if a prefill admits nobody, a decode is due.
+
+    Parameters
+    ----------
+    choice
+        Per candidate: skip, hidden, KV.
+    """
+    if step.phase == DECODE:
+        scheduled = _go_on(requests, queue, counts, engine, decision, step, choice)
+    else:
+        scheduled = _admit(requests, queue, counts, engine, decision, step, choice)
+        if scheduled == 0:
+            return _turn_to_decode(requests, queue, counts, engine, decision, step)
+    return Step(COMPOSED, scheduled, step.pressure, step.worth, step.free)
+
+
+@kernel
 def compose(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -245,28 +206,14 @@ def compose(
     exclude_violators: bool,
     half_life_s: float,
 ) -> int:
-    """Compose the next step; see `decide`.
-
-    Parameters
-    ----------
-    exclude_violators
-        Leave violators out of U, as the released code does; the paper counts all waiting and running requests.
-    half_life_s
-        Time in which a violator regains half of its value; 0: it never does.
-    """
-    leave_all_out(requests, queue, counts, decision)
-    running, waiting, pressure, near_zero = _urgencies(requests, queue, counts, engine, exclude_violators)
-    demotion = Demotion(near_zero, half_life_s)
-    if counts.running > 0 and running > waiting:
-        return _decode(requests, queue, counts, engine, decision, pressure, demotion)
-    admitted = _prefill(requests, queue, counts, engine, decision, pressure, demotion)
-    if admitted > 0:
-        return admitted
-    if counts.running > 0:
-        return _decode(requests, queue, counts, engine, decision, pressure, demotion)
-    if counts.waiting > 0:
-        return _force(requests, queue, counts, engine, decision, engine.free_blocks)
-    return 0
+    """Compose the next step by greedy selections; see `decide` and, for the last two parameters, `begin`."""
+    step = begin(requests, queue, counts, engine, decision, exclude_violators, half_life_s, 0.0)
+    while step.phase != COMPOSED:
+        p, m, s, u, tokens, memory, token_budget, sequences = program_of(requests, queue, counts, engine, step)
+        choice = np.zeros(len(p), np.int8)
+        select(p, m, s, u, tokens, memory, token_budget, sequences, False, False, choice)
+        step = apply(requests, queue, counts, engine, decision, step, choice)
+    return step.scheduled
 
 
 @kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.batching.policies.apt_serve import violates
+from optsched.batching.policies.apt_serve_program import violates
 from optsched.batching.policies.prefill_first import by_key, prompts_first
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.compiled import kernel

@@ -36,11 +36,15 @@ class Attained:
         TTFT and every gap do.
     sustained
         As `paper`, and the last token came within `SUSTAINED_S` of the workload's last arrival.
+    ttft, tbt
+        The two halves of `paper`: the first token came in time, and so did the 99th percentile of the gaps.
     """
 
     paper: Bool[Array, " T"]
     strict: Bool[Array, " T"]
     sustained: Bool[Array, " T"]
+    ttft: Bool[Array, " T"]
+    tbt: Bool[Array, " T"]
 
     @property
     def shares(self) -> dict[str, float]:
@@ -69,5 +73,6 @@ def attained(log: ExecutionLog, workload: Workload, ttft_s: float, tbt_s: float)
     with np.errstate(invalid="ignore"):
         prompt = log.first_token_s - log.arrival_s < ttft_s
         in_time = log.end_s <= log.arrival_s[workload.first_turn[:-1]].max() + SUSTAINED_S
-    paper = prompt & (gaps.p99_s < tbt_s)
-    return Attained(paper, prompt & (gaps.max_s < tbt_s), paper & in_time)
+    smooth = gaps.p99_s < tbt_s
+    paper = prompt & smooth
+    return Attained(paper, prompt & (gaps.max_s < tbt_s), paper & in_time, prompt, smooth)

@@ -1,0 +1,96 @@
+"""``optsched repro``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from optsched.cli.output import emit_json, print_line, print_table, progress, warn
+from optsched.errors import SpecError, UnknownNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PAPERS = {"aptserve": "gao-aptserve-2025"}
+_PACKAGE = "optsched_paper_repro"
+
+
+def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: bool = False) -> None:
+    """Run a paper's experiments again and say which of its claims come out.
+
+    Parameters
+    ----------
+    paper
+        aptserve: Apt-Serve, arXiv 2504.07494 (half an hour of one core).
+    smoke
+        The same code on a fraction of the work, in less than a minute; its figures mean nothing.
+    out
+        Write every table as CSV, a stamp, and the figures to this folder.
+    json
+        Print one JSON object.
+    """
+    parts = _load(paper)
+    settings, expected = parts["settings"].settings(smoke), parts["settings"].expected()
+    started, cpu = time.perf_counter(), time.process_time()
+    save = parts["results"].save
+
+    def keep(tables: object) -> None:
+        if out is not None:
+            save(tables, out)
+
+    with progress("reproducing") as advance:
+        tables = parts["experiment"].compute(settings, advance, keep)
+    rows = parts["claims"].judge(expected, tables)
+    if out is not None:
+        save({"claims": rows}, out)
+        parts["results"].stamp(out, settings, time.perf_counter() - started, time.process_time() - cpu, smoke)
+        _draw(parts["figures"], out)
+    if json:
+        emit_json({"paper": paper, "smoke": smoke, "claims": rows})
+        return
+    _print(rows, smoke)
+
+
+def _load(paper: str) -> dict[str, ModuleType]:
+    """Import a paper's modules from its folder, which lies beside ``models`` and ``instances``."""
+    from optsched import catalog
+
+    if paper not in PAPERS:
+        raise UnknownNameError("paper", paper, PAPERS)
+    folder = catalog.data_root() / "paper_repro" / PAPERS[paper]
+    if not (folder / "experiment.py").is_file():
+        raise SpecError("not there; run this in a checkout, or install a wheel that has paper_repro", file=folder)
+    name = f"{_PACKAGE}_{paper}"
+    if name not in sys.modules:
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return {
+        part: importlib.import_module(f"{name}.{part}") for part in ("settings", "experiment", "claims", "results", "figures")
+    }
+
+
+def _draw(figures: ModuleType, folder: Path) -> None:
+    from optsched.errors import MissingExtraError
+
+    try:
+        figures.draw(folder)
+    except MissingExtraError as error:
+        warn(str(error))
+
+
+def _print(rows: Sequence[dict[str, str | float]], smoke: bool) -> None:
+    def write(value: str | float) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    columns = ("claim", "check", "published", "low", "high", "ours", "verdict", "ours_code", "verdict_code")
+    titles = ("claim", "figure", "published", "from", "to", "ours (text)", "", "ours (code)", "")
+    print_table("Apt-Serve, reproduced", titles, [tuple(write(row[name]) for name in columns) for row in rows], left=2)
+    good = sum("reproduced" in (row["verdict"], row["verdict_code"]) for row in rows)
+    print_line(f"{good} of {len(rows)} figures lie within their limits in one reading of Apt-Serve at least.")
+    if smoke:
+        print_line("This was a smoke run: its figures mean nothing.")

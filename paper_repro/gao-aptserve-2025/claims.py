@@ -1,0 +1,174 @@
+"""Turn the tables into the figures that `expected.toml` names, and judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from .experiment import APT
+from .measure import Row, Tables
+from .settings import Expected
+
+LLM = "opt-13b"
+WORKLOADS = ("sharegpt", "longbench", "humaneval")
+BASELINES = ("vllm", "sarathi", "fastgen")
+
+
+def judge(expected: Expected, tables: Tables) -> list[Row]:
+    """Return a row per check: the published figure, its limits, ours in both readings of Apt-Serve, and whether it lies within.
+
+    ``verdict`` and ``verdict_code`` are ``reproduced``, ``not reproduced``, or ``not run`` where the tables lack what is needed.
+    """
+    text, code = (figures(tables, variant) for variant in APT)
+    rows: list[Row] = []
+    for claim in expected.claims:
+        for check in claim.checks:
+            row: Row = {
+                "claim": claim.id, "check": check.name, "published": "" if check.published is None else check.published,
+                "low": check.low, "high": check.high,
+            }  # fmt: skip
+            for suffix, found in (("", text), ("_code", code)):
+                value = found.get(check.name)
+                row[f"ours{suffix}"] = "" if value is None else value
+                if value is None:
+                    row[f"verdict{suffix}"] = "not run"
+                else:
+                    row[f"verdict{suffix}"] = "reproduced" if check.low <= value <= check.high else "not reproduced"
+            rows.append(row)
+    return rows
+
+
+def figures(tables: Tables, apt: str) -> dict[str, float]:
+    """Return every figure that the tables allow, with one of the readings of Apt-Serve in its part."""
+    found: dict[str, float] = {}
+    for family in (_at_rates, _bursts, _rates, _ratios, _ingredients, _scheduler, _grouped):
+        for name, compute in family(tables, apt):
+            try:
+                value = compute()
+            except (KeyError, ValueError):  # a smoke run has not every condition
+                continue
+            if np.isfinite(value):
+                found[name] = value
+    return found
+
+
+Figures = Iterator[tuple[str, Callable[[], float]]]
+
+
+def _attained(
+    tables: Tables, variant: str, rate: float, column: str = "paper", workload: str = "sharegpt", cv: float = 1.0
+) -> float:
+    """Return one entry of the attainment table.
+
+    Raises
+    ------
+    KeyError
+        If that condition was not run.
+    """
+    key = (LLM, workload, variant, cv, rate)
+    for row in tables.get("attainment", []):
+        if (row["llm"], row["workload"], row["variant"], row["cv"], row["rate_per_s"]) == key:
+            return float(row[column])
+    raise KeyError(key)
+
+
+def _at_rates(tables: Tables, apt: str) -> Figures:
+    def at(variant: str, rate: float, column: str = "paper", workload: str = "sharegpt") -> float:
+        return _attained(tables, variant, rate, column, workload)
+
+    yield "vllm_attainment_3", lambda: at("vllm", 3.0)
+    yield "vllm_limited_2.6", lambda: at("vllm", 2.6, "limited")
+    yield "vllm_limited_3", lambda: at("vllm", 3.0, "limited")
+    yield "vllm_misses_by_ttft_3", lambda: (1 - at("vllm", 3.0, "ttft")) / (1 - at("vllm", 3.0))
+    yield "vllm_tbt_attainment_3", lambda: at("vllm", 3.0, "tbt")
+    yield "random_minus_vllm_ttft_4", lambda: at("random", 4.0, "ttft") - at("vllm", 4.0, "ttft")
+    yield "apt_attainment_3", lambda: at(apt, 3.0)
+    yield "apt_attainment_6", lambda: at(apt, 6.0)
+    yield "vllm_longbench_1.5", lambda: at("vllm", 1.5, workload="longbench")
+    yield "apt_longbench_1.5", lambda: at(apt, 1.5, workload="longbench")
+    yield "density_longbench_3", lambda: at("density", 3.0, workload="longbench")
+    yield "apt_longbench_3", lambda: at(apt, 3.0, workload="longbench")
+    yield "hybrid_gain_sharegpt_3", lambda: at(apt, 3.0) - at("density", 3.0)
+    yield "hybrid_gain_sharegpt_6", lambda: at(apt, 6.0) - at("density", 6.0)
+    yield "hybrid_gain_longbench_3", lambda: at(apt, 3.0, workload="longbench") - at("density", 3.0, workload="longbench")
+    yield "apt_goodput_8_over_6", lambda: 8 * at(apt, 8.0) / (6 * at(apt, 6.0))
+    yield "vllm_attainment_6", lambda: at("vllm", 6.0)
+    yield "apt_starved_6", lambda: at(apt, 6.0, "starved")
+    yield "decay_starves_fewer_6", lambda: at(apt, 6.0, "starved") - at("apt-serve-decay", 6.0, "starved")
+
+
+def _bursts(tables: Tables, apt: str) -> Figures:
+    bursts = [row for row in tables.get("attainment", []) if row["section"] == "bursts"]
+    conditions = [(str(r["workload"]), float(r["rate_per_s"]), float(r["cv"])) for r in bursts if r["variant"] == apt]
+
+    def by(workload: str, rate: float, cv: float, variant: str) -> float:
+        return _attained(tables, variant, rate, workload=workload, cv=cv)
+
+    def gap(cv: float) -> float:
+        return by("sharegpt", 3.0, cv, apt) - by("sharegpt", 3.0, cv, "vllm")
+
+    yield "hybrid_gain_largest_burst", lambda: max(by(*c, apt) - by(*c, "density") for c in conditions if c[2] > 1)
+    yield "burst_ratio_largest", lambda: max(by(*c, apt) / by(*c, "vllm") for c in conditions)
+    yield "burst_gap_growth", lambda: gap(4.0) - gap(1.0)
+
+
+def _rates(tables: Tables, apt: str) -> Figures:
+    def knee() -> float:
+        rows = [r for r in tables.get("effective_throughput", []) if r["llm"] == LLM and r["workload"] == "sharegpt"]
+        return next(float(r["rate_per_s"]) for r in rows if (r["variant"], r["reading"], r["target"]) == ("vllm", "paper", 0.9))
+
+    if tables.get("effective_throughput"):
+        yield "vllm_rate_90_per_s", knee
+
+
+def ratio_rows(tables: Tables, variant: str, over: str, target: float, reading: str = "paper") -> dict[tuple[str, str], float]:
+    """Return the ratios of one variant over another by llm and workload."""
+    key = (variant, over, target, reading)
+    rows = tables.get("ratios", [])
+    chosen = [row for row in rows if (row["variant"], row["over"], row["target"], row["reading"]) == key]
+    return {(str(row["llm"]), str(row["workload"])): float(row["ratio"]) for row in chosen}
+
+
+def _ratios(tables: Tables, apt: str) -> Figures:
+    def mean(over: str, target: float, workload: str = "") -> float:
+        values = [x for (_, w), x in ratio_rows(tables, apt, over, target).items() if workload in ("", w)]
+        if not values:
+            raise KeyError(over)
+        return float(np.mean(values))
+
+    for over in BASELINES:
+        for share, target in (("60", 0.6), ("90", 0.9)):
+            yield f"ratio_{share}_mean_{over}", lambda over=over, target=target: mean(over, target)
+            yield (
+                f"ratio_{share}_max_{over}",
+                lambda over=over, target=target: max(ratio_rows(tables, apt, over, target).values()),
+            )
+            for workload in WORKLOADS:
+                yield f"ratio_{share}_{workload}_{over}", lambda o=over, t=target, w=workload: mean(o, t, w)
+    yield "ratio_60_over_90_vllm", lambda: mean("vllm", 0.6) / mean("vllm", 0.9)
+    yield "sharegpt_over_humaneval_60", lambda: mean("vllm", 0.6, "sharegpt") / mean("vllm", 0.6, "humaneval")
+    yield "longbench_over_humaneval_90", lambda: mean("vllm", 0.9, "longbench") / mean("vllm", 0.9, "humaneval")
+
+
+def _ingredients(tables: Tables, apt: str) -> Figures:
+    for variant in ("fcfs-demote", "density", "density-no-demotion"):
+        yield f"ratio_60_{variant}", lambda v=variant: ratio_rows(tables, v, "vllm", 0.6)[LLM, "sharegpt"]
+
+
+def _scheduler(tables: Tables, apt: str) -> Figures:
+    taken = {float(row["candidates"]): float(row["median_ms"]) for row in tables.get("scheduler", [])}
+    yield "scheduler_ms_50", lambda: taken[50]
+    yield "scheduler_ms_1600", lambda: taken[1600]
+    yield "scheduler_exponent", lambda: float(np.log(taken[1600] / taken[50]) / np.log(1600 / 50))
+
+
+def _grouped(tables: Tables, apt: str) -> Figures:
+    rates = {
+        (str(row["llm"]), str(row["variant"])): float(row["rate_per_s"])
+        for row in tables.get("grouped", [])
+        if (row["reading"], row["target"]) == ("paper", 0.6)
+    }
+    for llm in ("qwen3-8b", "qwen3-0.6b"):
+        yield f"hybrid_gain_{llm}", lambda llm=llm: rates[llm, apt] / rates[llm, "density"] - 1
+        yield f"scheduling_ratio_60_{llm}", lambda llm=llm: rates[llm, "density"] / rates[llm, "vllm"]

@@ -1,0 +1,7 @@
+"""Plot."""
+
+from pathlib import Path
+
+
+def draw(folder: Path) -> None:
+    """Draw."""

@@ -7,7 +7,6 @@ from typing import Literal
 
 from optsched.cli.output import emit_json, metrics_rows, print_line, print_table, progress, warn
 from optsched.domain.plan import Certificate, Plan
-from optsched.domain.scenario import PlacementPolicyName
 
 
 def plan(
@@ -16,7 +15,7 @@ def plan(
     *,
     trace: Path | None = None,
     rate: float | None = None,
-    policy: PlacementPolicyName | None = None,
+    policy: tuple[str, ...] = (),
     seed: int | None = None,
     clock: Literal["true", "paper"] = "true",
     out: Path | None = None,
@@ -33,7 +32,7 @@ def plan(
     rate
         Conversations per second, instead of the scenario's rate.
     policy
-        Placement policy, instead of the scenario's.
+        Placement or batching policy, instead of the scenario's; twice for both.
     seed
         Seed of arrivals and lengths, instead of the scenario's.
     clock
@@ -44,18 +43,20 @@ def plan(
         Print the plan as one JSON object.
     """
     from optsched import catalog, files
-    from optsched.cli.checks import positive
+    from optsched.cli.checks import policies, positive
     from optsched.planner.plan import plan_scenario
+    from optsched.planner.replan import scenario_with_batching
 
-    path = catalog.scenario_path(scenario)
+    placement, batching = policies(policy)
+    path, asked = catalog.scenario_path(scenario), catalog.scenario(scenario)
     with progress("planning") as advance:
         planned = plan_scenario(
-            catalog.scenario(scenario),
+            asked if batching is None else scenario_with_batching(asked, batching),
             base=path.parent,
             trace=trace,
             rate_per_s=positive("--rate", rate),
             seed=seed,
-            policy=policy,
+            policy=placement,
             clock=clock,
             progress=advance,
         )

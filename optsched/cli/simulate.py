@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from optsched.cli.output import emit_json, metrics_rows, print_line, print_table, progress, warn
-from optsched.domain.scenario import PlacementPolicyName
 
 if TYPE_CHECKING:
     from optsched.domain.log import ExecutionLog
     from optsched.domain.plan import Plan
+    from optsched.domain.scenario import PlacementPolicyName
     from optsched.domain.workload import Workload
 
 
@@ -19,7 +19,7 @@ def simulate(
     source: str,
     /,
     *,
-    policy: PlacementPolicyName | None = None,
+    policy: tuple[str, ...] = (),
     trace: Path | None = None,
     rate: float | None = None,
     seed: int | None = None,
@@ -34,7 +34,8 @@ def simulate(
     source
         A plan file (.json), a scenario file (.toml), or the name of a packaged scenario.
     policy
-        Placement policy, instead of the one named there.
+        Placement or batching policy, instead of the one named there; twice for both. Under a placement that reserves cache for
+        whole conversations, batching has little left to decide.
     trace
         Take the conversations from this trace instead.
     rate
@@ -49,20 +50,23 @@ def simulate(
         Print one JSON object.
     """
     from optsched import catalog, logfile
-    from optsched.cli.checks import positive
+    from optsched.cli.checks import policies, positive
     from optsched.domain.accounting import measure_plan
     from optsched.planner.plan import plan_scenario
+    from optsched.planner.replan import scenario_with_batching
 
     rate = positive("--rate", rate)
+    placement, batching = policies(policy)
     started = time.process_time()
     if source.endswith(".json"):
-        plan, workload, executed = _simulate_plan(Path(source), policy, trace, rate, seed)
+        plan, workload, executed = _simulate_plan(Path(source), placement, batching, trace, rate, seed)
     else:
-        path = catalog.scenario_path(source)
+        path, scenario = catalog.scenario_path(source), catalog.scenario(source)
+        scenario = scenario if batching is None else scenario_with_batching(scenario, batching)
         with progress("simulating") as advance:
             planned = plan_scenario(
-                catalog.scenario(source),
-                base=path.parent, trace=trace, rate_per_s=rate, seed=seed, policy=policy, clock=clock, progress=advance,
+                scenario,
+                base=path.parent, trace=trace, rate_per_s=rate, seed=seed, policy=placement, clock=clock, progress=advance,
             )  # fmt: skip
         plan, workload, executed = planned.plan, planned.workload, planned.log
     cpu_s = time.process_time() - started
@@ -72,6 +76,7 @@ def simulate(
     if json:
         emit_json(
             {
+                "policy": {"placement": plan.placement.policy, "batching": plan.batching.policy},
                 "metrics": metrics.model_dump(mode="json"),
                 "iterations": executed.iterations,
                 "transfers": len(executed.transfers.start_s),
@@ -97,16 +102,23 @@ def simulate(
 
 
 def _simulate_plan(
-    path: Path, policy: PlacementPolicyName | None, trace: Path | None, rate: float | None, seed: int | None
+    path: Path,
+    placement: PlacementPolicyName | None,
+    batching: str | None,
+    trace: Path | None,
+    rate: float | None,
+    seed: int | None,
 ) -> tuple[Plan, Workload, ExecutionLog]:
     from optsched import files
-    from optsched.planner.replan import with_policy, with_workload
+    from optsched.planner.replan import with_batching, with_policy, with_workload
     from optsched.simulator.simulate import simulate as execute
     from optsched.traces.loading import load_workload
 
     plan = files.load_plan(path)
-    if policy is not None:
-        plan = with_policy(plan, policy)
+    if placement is not None:
+        plan = with_policy(plan, placement)
+    if batching is not None:
+        plan = with_batching(plan, batching)
     if trace is not None or rate is not None or seed is not None:
         plan = with_workload(plan, trace, rate, seed)
     workload = load_workload(plan.workload)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optsched.domain.plan import Plan, PlanPlacement
-from optsched.domain.scenario import PlacementPolicyName, WorkloadSpec
+from optsched.batching.policies import TARGETS, check_policy
+from optsched.domain.plan import Plan, PlanBatching, PlanPlacement
+from optsched.domain.scenario import PlacementPolicyName, Scenario, WorkloadSpec
 from optsched.errors import PlanError, SpecError
 from optsched.placement.policies import parameter_names
 from optsched.planner.candidates import ALL_MIXED
@@ -33,6 +34,38 @@ def with_policy(plan: Plan, policy: PlacementPolicyName) -> Plan:
             [f"policy {policy!r} needs prefill and decode replicas, all {len(replicas)} are mixed; plan the scenario with it"]
         )
     return plan.replace(replicas=replicas, placement=PlanPlacement(policy=policy))
+
+
+def with_batching(plan: Plan, policy: str) -> Plan:
+    """Return the plan under another batching policy: the targets it was told stay, its own parameters are the defaults.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such policy.
+    """
+    check_policy(policy)
+    if policy == plan.batching.policy:
+        return plan
+    targets = {name: value for name, value in plan.batching.parameters.items() if name in TARGETS}
+    batching = PlanBatching(policy=policy, rho_s_per_block=plan.batching.rho_s_per_block, parameters=targets)
+    return plan.replace(batching=batching)
+
+
+def scenario_with_batching(scenario: Scenario, policy: str) -> Scenario:
+    """Return the scenario under another batching policy, with parameters as in `with_batching`.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such policy.
+    """
+    check_policy(policy)
+    named = scenario.policy
+    if policy == named.batching:
+        return scenario
+    targets = {name: value for name, value in named.batching_parameters.items() if name in TARGETS}
+    return scenario.replace(policy=named.replace(batching=policy, batching_parameters=targets))
 
 
 def with_workload(plan: Plan, trace: Path | None, rate_per_s: float | None, seed: int | None) -> Plan:

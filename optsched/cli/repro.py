@@ -25,7 +25,7 @@ def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: 
     Parameters
     ----------
     paper
-        aptserve: Apt-Serve, arXiv 2504.07494 (half an hour of one core).
+        aptserve: Apt-Serve, arXiv 2504.07494; half an hour of one core.
     smoke
         The same code on a fraction of the work, in less than a minute; its figures mean nothing.
     out
@@ -33,7 +33,7 @@ def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: 
     json
         Print one JSON object.
     """
-    parts = _load(paper)
+    parts = paper_modules(paper)
     settings, expected = parts["settings"].settings(smoke), parts["settings"].expected()
     started, cpu = time.perf_counter(), time.process_time()
     save = parts["results"].save
@@ -55,8 +55,16 @@ def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: 
     _print(rows, smoke)
 
 
-def _load(paper: str) -> dict[str, ModuleType]:
-    """Import a paper's modules from its folder, which lies beside ``models`` and ``instances``."""
+def paper_modules(paper: str) -> dict[str, ModuleType]:
+    """Import a paper's modules from its folder, which lies beside ``models`` and ``instances``; return them by name.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such paper.
+    SpecError
+        If its folder is not there.
+    """
     from optsched import catalog
 
     if paper not in PAPERS:
@@ -69,9 +77,7 @@ def _load(paper: str) -> dict[str, ModuleType]:
         package = ModuleType(name)
         package.__path__ = [str(folder)]
         sys.modules[name] = package
-    return {
-        part: importlib.import_module(f"{name}.{part}") for part in ("settings", "experiment", "claims", "results", "figures")
-    }
+    return {path.stem: importlib.import_module(f"{name}.{path.stem}") for path in sorted(folder.glob("*.py"))}
 
 
 def _draw(figures: ModuleType, folder: Path) -> None:

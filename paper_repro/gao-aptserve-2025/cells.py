@@ -86,13 +86,13 @@ class Cell:
 
         def shares(rate_per_s: float, seed: int) -> Shares:
             workload = arriving(self.settings, recipe, rate_per_s, seed, cv)
-            return self.judge(simulate(plan, workload, record_steps=False), workload).shares  # type: ignore[return-value]
+            return self.judge(simulate(plan, workload, record_steps=False, record_tokens=False), workload).shares  # type: ignore[return-value]
 
         return shares
 
     def run(self, variant: str, workload: Workload) -> tuple[ExecutionLog, Attained]:
         """Execute a workload under a variant, and judge it."""
-        log = simulate(self.under(variant), workload)
+        log = simulate(self.under(variant), workload, record_tokens=False)
         return log, self.judge(log, workload)
 
     def judge(self, log: ExecutionLog, workload: Workload) -> Attained:
@@ -117,8 +117,7 @@ def _lengths(recipe: str, requests: int, seed: int, shortest: int, longest: int)
 def arriving(settings: Settings, recipe: str, rate_per_s: float, seed: int, cv: float = 1.0) -> Workload:
     """Return requests of a recipe, arriving at a rate as a Poisson (cv 1) or Gamma process."""
     lengths = _lengths(recipe, settings.requests, seed, settings.shortest_tokens, settings.longest_tokens)
-    process = "poisson" if cv == 1.0 else "gamma"
-    arrivals = Arrivals(process=process, rate_per_s=rate_per_s, cv=cv, seed=seed)
+    arrivals = Arrivals(process="poisson" if cv == 1.0 else "gamma", rate_per_s=rate_per_s, cv=cv, seed=seed)
     return lengths.with_arrivals(arrival_times(arrivals, settings.requests))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -108,8 +109,14 @@ def _bursts(tables: Tables, apt: str) -> Figures:
     def gap(cv: float) -> float:
         return by("sharegpt", 3.0, cv, apt) - by("sharegpt", 3.0, cv, "vllm")
 
-    yield "hybrid_gain_largest_burst", lambda: max(by(*c, apt) - by(*c, "density") for c in conditions if c[2] > 1)
-    yield "burst_ratio_largest", lambda: max(by(*c, apt) / by(*c, "vllm") for c in conditions)
+    def largest_gain() -> float:
+        return max(by(*condition, apt) - by(*condition, "density") for condition in conditions if condition[2] > 1)
+
+    def largest_ratio() -> float:
+        return max(by(*condition, apt) / by(*condition, other) for condition in conditions for other in ("vllm", "sarathi"))
+
+    yield "hybrid_gain_largest_burst", largest_gain
+    yield "burst_ratio_largest", largest_ratio
     yield "burst_gap_growth", lambda: gap(4.0) - gap(1.0)
 
 
@@ -137,30 +144,41 @@ def _ratios(tables: Tables, apt: str) -> Figures:
             raise KeyError(over)
         return float(np.mean(values))
 
+    def largest(over: str, target: float) -> float:
+        return max(ratio_rows(tables, apt, over, target).values())
+
     for over in BASELINES:
         for share, target in (("60", 0.6), ("90", 0.9)):
-            yield f"ratio_{share}_mean_{over}", lambda over=over, target=target: mean(over, target)
-            yield (
-                f"ratio_{share}_max_{over}",
-                lambda over=over, target=target: max(ratio_rows(tables, apt, over, target).values()),
-            )
+            yield f"ratio_{share}_mean_{over}", partial(mean, over, target)
+            yield f"ratio_{share}_max_{over}", partial(largest, over, target)
             for workload in WORKLOADS:
-                yield f"ratio_{share}_{workload}_{over}", lambda o=over, t=target, w=workload: mean(o, t, w)
-    yield "ratio_60_over_90_vllm", lambda: mean("vllm", 0.6) / mean("vllm", 0.9)
-    yield "sharegpt_over_humaneval_60", lambda: mean("vllm", 0.6, "sharegpt") / mean("vllm", 0.6, "humaneval")
-    yield "longbench_over_humaneval_90", lambda: mean("vllm", 0.9, "longbench") / mean("vllm", 0.9, "humaneval")
+                yield f"ratio_{share}_{workload}_{over}", partial(mean, over, target, workload)
+
+    def quotient(above: tuple[float, str], below: tuple[float, str]) -> float:
+        return mean("vllm", *above) / mean("vllm", *below)
+
+    yield "ratio_60_over_90_vllm", partial(quotient, (0.6, ""), (0.9, ""))
+    yield "sharegpt_over_humaneval_60", partial(quotient, (0.6, "sharegpt"), (0.6, "humaneval"))
+    yield "longbench_over_humaneval_90", partial(quotient, (0.9, "longbench"), (0.9, "humaneval"))
 
 
 def _ingredients(tables: Tables, apt: str) -> Figures:
+    def ratio(variant: str) -> float:
+        return ratio_rows(tables, variant, "vllm", 0.6)[LLM, "sharegpt"]
+
     for variant in ("fcfs-demote", "density", "density-no-demotion"):
-        yield f"ratio_60_{variant}", lambda v=variant: ratio_rows(tables, v, "vllm", 0.6)[LLM, "sharegpt"]
+        yield f"ratio_60_{variant}", partial(ratio, variant)
 
 
 def _scheduler(tables: Tables, apt: str) -> Figures:
     taken = {float(row["candidates"]): float(row["median_ms"]) for row in tables.get("scheduler", [])}
-    yield "scheduler_ms_50", lambda: taken[50]
-    yield "scheduler_ms_1600", lambda: taken[1600]
-    yield "scheduler_exponent", lambda: float(np.log(taken[1600] / taken[50]) / np.log(1600 / 50))
+
+    def exponent() -> float:
+        return float(np.log(taken[1600] / taken[50]) / np.log(1600 / 50))
+
+    for candidates in (50, 1600):
+        yield f"scheduler_ms_{candidates}", partial(taken.__getitem__, candidates)
+    yield "scheduler_exponent", exponent
 
 
 def _grouped(tables: Tables, apt: str) -> Figures:
@@ -169,6 +187,14 @@ def _grouped(tables: Tables, apt: str) -> Figures:
         for row in tables.get("grouped", [])
         if (row["reading"], row["target"]) == ("paper", 0.6)
     }
+
+    def ratio(llm: str, variant: str, over: str) -> float:
+        return rates[llm, variant] / rates[llm, over]
+
     for llm in ("qwen3-8b", "qwen3-0.6b"):
-        yield f"hybrid_gain_{llm}", lambda llm=llm: rates[llm, apt] / rates[llm, "density"] - 1
-        yield f"scheduling_ratio_60_{llm}", lambda llm=llm: rates[llm, "density"] / rates[llm, "vllm"]
+        yield f"hybrid_gain_{llm}", partial(_less_one, partial(ratio, llm, apt, "density"))
+        yield f"scheduling_ratio_60_{llm}", partial(ratio, llm, "density", "vllm")
+
+
+def _less_one(compute: Callable[[], float]) -> float:
+    return compute() - 1

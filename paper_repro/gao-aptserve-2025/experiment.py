@@ -11,7 +11,7 @@ import numpy as np
 
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import Counts, Decision, Engine, Requests
-from optsched.domain.attainment import Gaps
+from optsched.domain.gaps import Gaps
 
 from .cells import Cell, arriving
 from .measure import READINGS, Row, Tables, attainment_of, rates_of, ratios

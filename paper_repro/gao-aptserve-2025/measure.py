@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optsched.domain.attainment import Gaps
+from optsched.domain.gaps import Gaps
 from optsched.errors import NoPlanError
 from optsched.planner.effective_throughput import EffectiveThroughput, Reading, effective_throughput
 

@@ -36,7 +36,7 @@ class Fit(Frozen):
     largest_s: float
 
 
-class Frozenfit(Frozen):
+class Fitted(Frozen):
     """The fitted constant."""
 
     step_overhead_s: float = Field(ge=0)
@@ -136,7 +136,7 @@ class Settings(Frozen):
     tail: Tail
     scheduler: Scheduler
     grouped: Grouped
-    frozen: Frozenfit | None = None
+    frozen: Fitted | None = None
 
 
 class Check(Frozen):

@@ -79,7 +79,8 @@ def save_log(log: ExecutionLog, workload: Workload, path: Path | str, plan: Plan
     )
     frames = [turns, *(frame for frame in (steps, transfers, events) if frame.height)]
     facts: dict[str, Any] = {
-        "schema": SCHEMA, "version": 1, "origin": log.origin, "preemptions": log.preemptions, "seed": log.seed,
+        "schema": SCHEMA, "version": 1, "origin": log.origin, "preemptions": log.preemptions,
+            "reused_tokens": log.reused_tokens, "seed": log.seed,
         "dynamic_j": None if log.dynamic_j is None else log.dynamic_j.tolist(), "metadata": log.metadata,
         "plan": None if plan is None else dump(plan, "plan"),
     }  # fmt: skip
@@ -148,6 +149,7 @@ def _log_of(table: polars.DataFrame, turns: polars.DataFrame, facts: dict[str, A
         dynamic_j=None if facts["dynamic_j"] is None else np.asarray(facts["dynamic_j"], float),
         events=found,
         preemptions=facts["preemptions"],
+        reused_tokens=facts["reused_tokens"],
         seed=facts["seed"],
         metadata=facts["metadata"],
     )

@@ -109,6 +109,8 @@ class ExecutionLog:
         Energy above idle per replica; None where nothing metered it.
     seed
         Seed of whatever was random.
+    reused_tokens
+        Prompt tokens that were not computed since another prompt's cache held them.
     gaps
         What was kept of the gaps between tokens, where `token_s` was not.
     """
@@ -130,6 +132,7 @@ class ExecutionLog:
     preemptions: int = 0
     seed: int = 0
     gaps: Gaps | None = None
+    reused_tokens: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -196,7 +199,7 @@ class ExecutionLog:
                 broken.append(f"replica {replica} executes two steps at once")
         if len(self.steps.replica):
             carried = workload.num_turns - workload.num_conversations
-            due = int(workload.new_tokens.sum()) + carried
+            due = int(workload.new_tokens.sum()) + carried - self.reused_tokens
             done = int(self.steps.prefill_tokens.sum())
             if done < due or (done != due and not self.events):
                 broken.append(f"{done} tokens were prefilled, {due} were due")

@@ -108,13 +108,20 @@ class Limits(Frozen):
 
 
 class EngineSpec(Frozen):
-    """How every replica batches, unless a fleet entry says otherwise."""
+    """How every replica batches, unless a fleet entry says otherwise.
+
+    Attributes
+    ----------
+    prefix_caching
+        Whether prompts that begin alike share cache; it takes a workload that says which do.
+    """
 
     block_tokens: int = Field(default=16, gt=0)
     max_batched_tokens: int = Field(default=2048, gt=0)
     max_sequences: int = Field(default=256, gt=0)
     chunked_prefill: bool = True
     watermark: float = Field(default=0.01, ge=0, lt=1)
+    prefix_caching: bool = False
 
 
 class PolicySpec(Frozen):

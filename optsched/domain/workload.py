@@ -40,6 +40,11 @@ class Workload:
     arrivals_known
         Whether `arrival_s` are times of the source; False: it records none, all are 0, and only a scenario's arrival
         process makes a schedule of them.
+    concurrency
+        Conversations in flight in a closed loop: so many arrive at first, and each end brings the next one; None: `arrival_s`
+        is the schedule.
+    prefix_block_tokens
+        Tokens of a shared-prefix block.
     """
 
     conversation_id: Int64[Array, " C"]
@@ -51,6 +56,8 @@ class Workload:
     prefix_offset: Int64[Array, " T+1"] | None = None
     prefix_blocks: Int64[Array, " K"] | None = None
     arrivals_known: bool = True
+    concurrency: int | None = None
+    prefix_block_tokens: int = 512
 
     def __post_init__(self) -> None:
         """Refuse arrays that contradict each other.
@@ -167,11 +174,13 @@ class Workload:
             prefix_offset=prefix_offset,
             prefix_blocks=prefix_blocks,
             arrivals_known=self.arrivals_known,
+            concurrency=self.concurrency,
+            prefix_block_tokens=self.prefix_block_tokens,
         )
 
-    def with_arrivals(self, arrival_s: Float64[Array, " C"]) -> Workload:
-        """Return the same conversations, in the same order, at other arrival times."""
-        return replace(self, arrival_s=np.asarray(arrival_s, float), arrivals_known=True)
+    def with_arrivals(self, arrival_s: Float64[Array, " C"], concurrency: int | None = None) -> Workload:
+        """Return the same conversations, in the same order, at other arrival times, or so many in flight in a closed loop."""
+        return replace(self, arrival_s=np.asarray(arrival_s, float), arrivals_known=True, concurrency=concurrency)
 
 
 class LengthQuantiles(Frozen):
@@ -233,20 +242,28 @@ class Arrivals(Frozen):
     ----------
     process
         ``poisson``, ``gamma`` (with `cv`, the coefficient of variation of the gaps), ``uniform`` (constant gaps),
-        ``burst`` (all at time 0), or ``trace`` (the times in the trace; `rate_per_s`, if given, rescales them).
+        ``burst`` (all at time 0), ``closed`` (with `concurrency`, the number in flight: each end brings the next one), or
+        ``trace`` (the times in the trace; `rate_per_s`, if given, rescales them).
     rate_per_s
         Mean number of conversations that arrive per second.
     """
 
-    process: Literal["poisson", "gamma", "uniform", "burst", "trace"] = "poisson"
+    process: Literal["poisson", "gamma", "uniform", "burst", "closed", "trace"] = "poisson"
     rate_per_s: float | None = Field(default=None, gt=0)
     cv: float = Field(default=1.0, gt=0)
     seed: int = Field(default=0, ge=0)
+    concurrency: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _rate_given(self) -> Self:
         if self.process in ("poisson", "gamma", "uniform") and self.rate_per_s is None:
             raise ValueError(f"process {self.process!r} needs rate_per_s; add it, or use process 'burst' or 'trace'")
+        if (self.process == "closed") != (self.concurrency is not None):
+            raise ValueError("process 'closed' and concurrency go together; give both, or neither")
+        if self.process == "closed" and self.rate_per_s is not None:
+            raise ValueError(
+                "process 'closed' has no rate_per_s: each end brings the next arrival; remove it, or change concurrency"
+            )
         if self.process == "burst" and self.rate_per_s is not None:
             raise ValueError("process 'burst' has no rate_per_s: all arrive at time 0; remove it, or use process 'poisson'")
         return self

@@ -13,13 +13,14 @@ from optsched.domain.gaps import Gaps
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
-from optsched.errors import PlanError, SolveError
+from optsched.errors import PlanError, SolveError, SpecError
 from optsched.placement.dispatcher import Dispatcher, Grant
 from optsched.placement.policies import always_on, make_policy
 from optsched.placement.room import refuse_what_cannot_fit
 from optsched.placement.view import ConversationView
-from optsched.simulator import kernel
+from optsched.simulator import kernel, turns
 from optsched.simulator import state as st
+from optsched.simulator.layout import initial_state
 
 _STEP_CAPACITY = 1 << 16
 
@@ -65,12 +66,15 @@ def simulate(
         If the plan contradicts itself.
     InfeasibleError
         If a conversation fits no decoder.
+    SpecError
+        If prompts are to share cache and the workload, or the blocks' size, does not allow it.
     SolveError
         If conversations wait for each other for ever, or a conservation law is broken.
     """
     if broken := plan.violations():
         raise PlanError(broken)
     refuse_what_cannot_fit(plan, workload)
+    _refuse_broken_units(plan, workload)
     run = _Simulation(plan, workload, record_steps, record_tokens)
     run.to_the_end(progress)
     log = run.log(seed)
@@ -81,6 +85,20 @@ def simulate(
         if broken:
             raise SolveError(f"The simulation broke a conservation law (a bug, please report it): {broken[0]}")
     return log
+
+
+def _refuse_broken_units(plan: Plan, workload: Workload) -> None:
+    unit, block = workload.prefix_block_tokens, plan.engine.block_tokens
+    if plan.engine.prefix_caching and workload.prefix_blocks is None:
+        raise SpecError(
+            "true: the workload does not say which prompts begin alike; use a trace that does (Mooncake's), or leave it out",
+            field="engine.prefix_caching",
+        )
+    if plan.engine.prefix_caching and unit % block:
+        raise SpecError(
+            f"{block}: prompts share blocks of {unit} tokens; give a divisor of {unit}, or leave prefix_caching out",
+            field="engine.block_tokens",
+        )
 
 
 class _Simulation:
@@ -104,9 +122,11 @@ class _Simulation:
             record_tokens=record_tokens,
             direct=-1 if direct is None else direct,
             steady=plan.batching.policy in STEADY,
+            concurrency=workload.concurrency or 0,
+            prefixes=plan.engine.prefix_caching and workload.prefix_blocks is not None,
         )
         self.dispatcher = Dispatcher(policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens)
-        self.state = st.initial_state(plan, workload, _STEP_CAPACITY if record_steps else 0, record_tokens)
+        self.state = initial_state(plan, workload, _STEP_CAPACITY if record_steps else 0, record_tokens)
         self.granted_s = np.full(workload.num_conversations, np.nan)
         self.prefilled_s = np.full(workload.num_conversations, np.nan)
         self.admission_s = np.zeros(workload.num_turns)
@@ -173,7 +193,7 @@ class _Simulation:
         w = self.workload
         return ConversationView(
             conversation,
-            float(w.arrival_s[conversation]),
+            float(self.state.turns.arrival_s[w.first_turn[conversation]]),
             int(w.first_turn_tokens[conversation]),
             int(w.peak_tokens[conversation]),
         )
@@ -183,12 +203,12 @@ class _Simulation:
             if grant.kind == "prefill":
                 self.granted_s[grant.conversation] = now
                 stays = self.dispatcher.decoder_of(grant.conversation) == grant.replica
-                kernel.start_turn(self.state, grant.conversation, grant.replica, stays)
+                turns.start_turn(self.state, grant.conversation, grant.replica, stays)
             elif self.state.place[grant.conversation] == st.BLOCKED:
                 turn = int(self.workload.first_turn[grant.conversation])
                 self.admission_s[turn] = now - self.prefilled_s[grant.conversation]
                 if grant.replica == self.state.replica[grant.conversation]:
-                    kernel.stay(self.state, grant.conversation)
+                    turns.stay(self.state, grant.conversation)
                 else:
                     self.blocked[grant.replica].append(grant.conversation)
                     self._retry(grant.replica)
@@ -200,21 +220,21 @@ class _Simulation:
             slot, state = waiting[0], self.state
             hidden = state.requests.cache[slot] == 1
             per_token = self.shape.hidden_bytes_per_token if hidden else self.shape.kv_bytes_per_token
-            if not kernel.hand_over(state, slot, target, self.engine.block_tokens, self.engine.hidden_ratio, per_token):
+            if not turns.hand_over(state, slot, target, self.engine.block_tokens, self.engine.hidden_ratio, per_token):
                 break
             waiting.popleft()
-            source, now, size = int(state.replica[slot]), float(state.clock[0]), per_token * int(state.requests.context[slot])
-            duration = state.transfer_latency_s[source, target] + size * state.transfer_s_per_byte[source, target]
-            self.transfers.append((slot, source, target, now, now + float(duration), size))
+            source, size = int(state.replica[slot]), per_token * int(state.requests.context[slot])
+            start_s, end_s = float(state.moved_s[slot]), float(state.receiving_until_s[target])
+            self.transfers.append((slot, source, target, start_s, end_s, size))
         self.state.replicas.blocked[target] = len(waiting)
 
     def log(self, seed: int) -> ExecutionLog:
         """Assemble the record of the run."""
-        turns, first = self.state.turns, self.workload.first_turn[:-1]
+        record, first = self.state.turns, self.workload.first_turn[:-1]
         queue_s = np.zeros(self.workload.num_turns)
-        prefiller = self.state.replicas.prefill_only[turns.prefill_replica[first]]
-        granted_s = self.granted_s if self.engine.direct < 0 else turns.arrival_s[first]
-        queue_s[first] = np.where(prefiller, turns.start_s[first], granted_s) - turns.arrival_s[first]
+        prefiller = self.state.replicas.prefill_only[record.prefill_replica[first]]
+        granted_s = self.granted_s if self.engine.direct < 0 else record.arrival_s[first]
+        queue_s[first] = np.where(prefiller, record.start_s[first], granted_s) - record.arrival_s[first]
         integers = np.concatenate([chunk for chunk, _ in self.steps])
         floats = np.concatenate([chunk for _, chunk in self.steps])
         order = np.argsort(floats[:, 1], kind="stable")
@@ -229,10 +249,10 @@ class _Simulation:
             dynamic[source] += size * joules[self.plan.replicas[source].id, self.plan.replicas[target].id]
         return ExecutionLog(
             origin="simulated",
-            arrival_s=turns.arrival_s, start_s=turns.start_s, first_token_s=turns.first_token_s, end_s=turns.end_s,
-            prefill_replica=turns.prefill_replica, decode_replica=turns.decode_replica,
+            arrival_s=record.arrival_s, start_s=record.start_s, first_token_s=record.first_token_s, end_s=record.end_s,
+            prefill_replica=record.prefill_replica, decode_replica=record.decode_replica,
             queue_s=queue_s, admission_s=self.admission_s,
-            token_s=turns.token_s if self.engine.record_tokens else None,
+            token_s=record.token_s if self.engine.record_tokens else None,
             steps=Steps(
                 replica=integers[:, 0], start_s=floats[:, 0], end_s=floats[:, 1], prefill_tokens=integers[:, 1],
                 pairs=floats[:, 2], prefill_context_tokens=integers[:, 7], sequences=integers[:, 2],
@@ -248,4 +268,5 @@ class _Simulation:
             preemptions=int(self.state.counters[1]),
             seed=seed,
             gaps=gaps,
+            reused_tokens=int(self.state.prefixes.reused_tokens[0]),
         )  # fmt: skip

@@ -7,13 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int64
 
-from optsched.batching.policies import FIRST_COME
 from optsched.batching.state import Decision, Requests
-from optsched.domain.gaps import NUM_BINS, largest_needed
-from optsched.domain.plan import Plan
-from optsched.domain.workload import Workload
-from optsched.placement.step_time import Laws, pack
-from optsched.simulator.heap import ARRIVAL, Heap, push
+from optsched.placement.step_time import Laws
+from optsched.simulator.heap import Heap
 
 Array = np.ndarray
 NOWHERE, QUEUED, MOVING, BLOCKED, DONE = 0, 1, 2, 3, 4
@@ -99,6 +95,41 @@ class GapBook(NamedTuple):
     run_s: Float64[Array, " longest"]
 
 
+class Prefixes(NamedTuple):
+    """The U units of prompts that can be shared, and who shares them (see `optsched.simulator.prefixes`).
+
+    Attributes
+    ----------
+    unit, offset
+        The whole units that the prompt of slot c begins with: ``unit[offset[c]:offset[c + 1]]``.
+    claimed
+        How many of them the slot uses, on its replica.
+    users
+        How many slots use each unit.
+    order, start, end, place
+        Units that nobody uses, in the order in which they were left, as a ring; where each unit stands in it, -1: nowhere.
+    retained
+        Units that nobody uses.
+    unit_blocks, unit_tokens
+        Cache blocks and tokens of a unit.
+    reused_tokens
+        Prompt tokens that were not computed since they were cached.
+    """
+
+    unit: Int64[Array, " K"]
+    offset: Int64[Array, " C+1"]
+    claimed: Int64[Array, " C"]
+    users: Int64[Array, "R U"]
+    order: Int64[Array, "R size"]
+    start: Int64[Array, " R"]
+    end: Int64[Array, " R"]
+    place: Int64[Array, "R U"]
+    retained: Int64[Array, " R"]
+    unit_blocks: Int64[Array, " 1"]
+    unit_tokens: Int64[Array, " 1"]
+    reused_tokens: Int64[Array, " 1"]
+
+
 class StepBuffer(NamedTuple):
     """Recorded steps; ``size[0]`` are filled. Columns as in `optsched.domain.log.Steps`."""
 
@@ -135,6 +166,10 @@ class Engine(NamedTuple):
         The replica that takes every conversation at once; -1: placement is asked.
     steady
         Whether the batching policy refuses again whom it refused, while memory shrinks and nobody comes or goes.
+    concurrency
+        Conversations in flight, where each arrival follows an end; 0: arrivals have times of their own.
+    prefixes
+        Whether prompts share the blocks of what they begin with.
     """
 
     block_tokens: int
@@ -148,6 +183,8 @@ class Engine(NamedTuple):
     record_tokens: bool
     direct: int
     steady: bool
+    concurrency: int
+    prefixes: bool
 
 
 class State(NamedTuple):
@@ -162,6 +199,10 @@ class State(NamedTuple):
         Whether the first turn's replica is known to be the decoder too, so that nothing has to be asked in between.
     counters
         Steps started, running requests preempted, and conversations ended.
+    sending_until_s, receiving_until_s
+        When each replica's link is free again, in either direction.
+    moved_s
+        When a slot's cache began to move.
     growing
         Room for the requests that need a block in each of ``block_tokens`` steps.
     """
@@ -172,12 +213,12 @@ class State(NamedTuple):
     place: Int8[Array, " C"]
     replica: Int64[Array, " C"]
     target: Int64[Array, " C"]
-    is_decode: Bool[Array, " C"]
     stays: Bool[Array, " C"]
     replicas: Replicas
     laws: Laws
     turns: Turns
     gaps: GapBook
+    prefixes: Prefixes
     heap: Heap
     steps: StepBuffer
     outbox: Outbox
@@ -185,94 +226,7 @@ class State(NamedTuple):
     counters: Int64[Array, " 3"]
     transfer_s_per_byte: Float64[Array, "R R"]
     transfer_latency_s: Float64[Array, "R R"]
+    sending_until_s: Float64[Array, " R"]
+    receiving_until_s: Float64[Array, " R"]
+    moved_s: Float64[Array, " C"]
     growing: Int64[Array, " block"]
-
-
-def _replicas(plan: Plan, conversations: int) -> Replicas:
-    replicas = plan.replicas
-    hosts = sorted({replica.host for replica in replicas if replica.host is not None})
-    blocks = np.array([replica.kv_blocks for replica in replicas], dtype=np.int64)
-    count = len(replicas)
-    return Replicas(
-        prefill_only=np.array([replica.role == "prefill" for replica in replicas]),
-        free_blocks=blocks.copy(),
-        total_blocks=blocks,
-        watermark_blocks=np.floor(plan.engine.watermark * blocks).astype(np.int64),
-        max_batched_tokens=np.array([r.max_batched_tokens or plan.engine.max_batched_tokens for r in replicas], np.int64),
-        queue=np.zeros((count, conversations), np.int64),
-        counts=np.zeros((count, 3), np.int64),
-        busy=np.zeros(count, bool),
-        woken=np.zeros(count, bool),
-        refused=np.zeros(count, bool),
-        first_come=np.full(count, plan.batching.policy in FIRST_COME),
-        scheduled=np.zeros((count, conversations), np.int64),
-        num_scheduled=np.zeros(count, np.int64),
-        host=np.array([-1 if r.host is None else hosts.index(r.host) for r in replicas], np.int64),
-        busy_on_host=np.zeros(max(1, len(hosts)), np.int64),
-        blocked=np.zeros(count, np.int64),
-        dynamic_j=np.zeros(count),
-    )
-
-
-def _turns(workload: Workload, record_tokens: bool) -> Turns:
-    count = workload.num_turns
-    arrival_s, start_s, first_token_s, end_s = np.full((4, count), np.nan)
-    prefill_replica, decode_replica = np.full((2, count), -1, np.int64)
-    offsets = np.concatenate([[0], np.cumsum(workload.output_tokens)]).astype(np.int64)
-    return Turns(
-        workload.first_turn.astype(np.int64), workload.new_tokens.astype(np.int64), workload.output_tokens.astype(np.int64),
-        workload.gap_s.astype(float), offsets[:-1].copy(), arrival_s, start_s, first_token_s, end_s, prefill_replica,
-        decode_replica, np.full(int(offsets[-1]) if record_tokens else 0, np.nan),
-    )  # fmt: skip
-
-
-def _gap_book(workload: Workload, record_tokens: bool) -> GapBook:
-    kept = np.zeros(workload.num_turns, np.int64) if record_tokens else largest_needed(workload.output_tokens - 1)
-    offset = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-    longest = 0 if record_tokens else int(workload.output_tokens.max(initial=0))
-    return GapBook(
-        np.zeros(int(offset[-1])), offset, np.zeros(NUM_BINS, np.int64), np.zeros(1), np.full(1, -1.0), np.zeros(1, np.int64),
-        np.zeros(longest),
-    )  # fmt: skip
-
-
-def _outbox(capacity: int) -> Outbox:
-    kind, subject, replica = np.zeros((3, capacity), np.int64)
-    return Outbox(kind, subject, replica, np.zeros(capacity), np.zeros(1, np.int64), np.zeros(1, np.int64))
-
-
-def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tokens: bool) -> State:
-    """Lay out a simulation of a workload on a plan's replicas at time 0, with all arrivals in the heap."""
-    conversations, count = workload.num_conversations, len(plan.replicas)
-    heap = Heap.empty(2 * conversations + count + 8)
-    for index, arrival in enumerate(workload.arrival_s):
-        push(heap, float(arrival), ARRIVAL, index)
-    rate, latency = np.full((count, count), np.inf), np.full((count, count), np.inf)
-    index_of = {replica.id: index for index, replica in enumerate(plan.replicas)}
-    for link in plan.links:
-        pair = index_of[link.source], index_of[link.target]
-        rate[pair], latency[pair] = 1 / link.bytes_per_s, link.latency_s
-    requests = Requests.empty(conversations)
-    requests.identity[:] = np.arange(conversations)
-    return State(
-        requests=requests,
-        decision=Decision.empty(conversations),
-        turn=workload.first_turn[:-1].astype(np.int64).copy(),
-        place=np.zeros(conversations, np.int8),
-        replica=np.full(conversations, -1, np.int64),
-        target=np.full(conversations, -1, np.int64),
-        is_decode=np.zeros(conversations, bool),
-        stays=np.zeros(conversations, bool),
-        replicas=_replicas(plan, conversations),
-        laws=pack([replica.coefficients for replica in plan.replicas]),
-        turns=_turns(workload, record_tokens),
-        gaps=_gap_book(workload, record_tokens),
-        heap=heap,
-        steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
-        outbox=_outbox(4 * conversations + 64),
-        clock=np.zeros(1),
-        counters=np.zeros(3, np.int64),
-        transfer_s_per_byte=rate,
-        transfer_latency_s=latency,
-        growing=np.zeros(plan.engine.block_tokens, np.int64),
-    )

@@ -35,7 +35,7 @@ def arrival_times(arrivals: Arrivals, count: int, recorded: Float64[Array, " C"]
         If process ``trace`` has no times, fewer than `count`, or is to be rescaled although all of them are equal;
         or if the last arrival lies beyond `LATEST_S`.
     """
-    if arrivals.process == "burst":
+    if arrivals.process in ("burst", "closed"):
         return np.zeros(count)
     if arrivals.process == "trace":
         return _recorded(arrivals, count, recorded)

@@ -108,7 +108,8 @@ def load_workload(described: PlanWorkload) -> Workload:
             raise SpecError(reason, file=described.trace, field="workload.conversations")
     workload = workload.head(wanted, described.turns)
     recorded = workload.arrival_s if workload.arrivals_known else None
-    return workload.with_arrivals(arrival_times(described.arrivals, workload.num_conversations, recorded))
+    times = arrival_times(described.arrivals, workload.num_conversations, recorded)
+    return workload.with_arrivals(times, described.arrivals.concurrency)
 
 
 def _load_trace(path: Path, sha256: str) -> Workload:

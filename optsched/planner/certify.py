@@ -6,7 +6,7 @@ from optsched.domain.plan import Certificate, Plan
 from optsched.domain.scenario import Objective
 from optsched.domain.workload import Workload
 from optsched.placement.bound import lower_bound
-from optsched.placement.problem import Goal, PlacementPlan, PlacementProblem
+from optsched.placement.problem import GOALS, Goal, PlacementPlan, PlacementProblem
 from optsched.placement.solved import certificate, is_proven, relative_gap
 
 _GOAL: dict[Objective, Goal] = {
@@ -29,8 +29,18 @@ def problem_of(plan: Plan, workload: Workload, objective: Objective) -> Placemen
 
 
 def bound_of(plan: Plan, workload: Workload, objective: Objective) -> float:
-    """Return a proven lower bound on the objective of every placement on a plan's replicas."""
+    """Return a proven lower bound on the objective of every placement on a plan's replicas; 0 for a closed loop."""
+    if workload.concurrency is not None:
+        return 0.0
     return lower_bound(problem_of(plan, workload, objective)).value
+
+
+def uncertified(objective: Objective, value: float) -> Certificate:
+    """Return what can be said of a closed loop, where arrivals depend on the plan: the simulated value, and no bound."""
+    return Certificate(
+        evaluator="simulation of a closed loop", objective=GOALS[_GOAL[objective]], value=value, bound=0.0,
+        gap=relative_gap(value, 0.0), status="FEASIBLE", solver="policy",
+    )  # fmt: skip
 
 
 def certify(

@@ -22,7 +22,7 @@ from optsched.files import canonical_sha256
 from optsched.placement.policies import parameter_names
 from optsched.placement.problem import PlacementPlan, percentile_95
 from optsched.planner.candidates import fleets
-from optsched.planner.certify import bound_of, certify
+from optsched.planner.certify import bound_of, certify, uncertified
 from optsched.planner.optimise import optimise, place
 from optsched.planner.replicas import make_links, make_replicas, standalone_reference
 from optsched.simulator.simulate import simulate
@@ -101,6 +101,11 @@ def plan_scenario(
     for number, open_draft in enumerate(drafts[:MAX_SIMULATED]):
         draft = open_draft
         try:
+            if name == "optimised" and workload.concurrency is not None:
+                raise SpecError(
+                    "'closed': policy 'optimised' places known arrivals, these depend on the plan; use another policy or process",
+                    field="workload.arrivals.process",
+                )
             if name == "optimised":
                 draft, bounds[number], solver = optimise(draft, workload, scenario.objective.minimise[0], len(drafts))
             log = simulate(draft, workload, seed=described.seed, record_steps=len(drafts) == 1)
@@ -235,7 +240,7 @@ def simulated_value(objective: Objective, metrics: Metrics, workload: Workload, 
         return metrics.energy_j or 0.0
     if objective == "ttfet":
         # The placement layer's percentile does not interpolate, the figures' does.
-        return percentile_95(log.first_token_s[workload.first_turn[1:] - 1] - workload.arrival_s)
+        return percentile_95(log.first_token_s[workload.first_turn[1:] - 1] - log.arrival_s[workload.first_turn[:-1]])
     if objective == "slo_misses":
         return (1 - metrics.slo_attainment) * workload.num_conversations
     return (metrics.cost_usd_per_hour or 0.0) * metrics.makespan_s / 3600
@@ -259,7 +264,10 @@ def _finish(chosen: _Candidate, workload: Workload, objective: Objective, bound:
     placement = PlacementPlan.of(prefill, np.where(prefillers[decode], int(np.argmin(prefillers)), decode))
     if draft.placement.policy != "optimised":
         draft = place(draft, placement)
-    certificate = certify(draft, workload, placement, objective, bound, solver)
+    if workload.concurrency is None:
+        certificate = certify(draft, workload, placement, objective, bound, solver)
+    else:
+        certificate = uncertified(objective, simulated_value(objective, chosen.metrics, workload, chosen.log))
     plan = draft.replace(predicted=chosen.metrics, certificate=certificate)
     if broken := plan.violations():
         raise PlanError(broken)

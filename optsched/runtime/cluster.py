@@ -105,7 +105,8 @@ class _Run:
         policy = make_policy(plan.placement.policy, plan.placement.parameters, assignments)
         self.dispatcher = Dispatcher(policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens)
         self.observed = Observation(plan, workload)
-        self.due = [(float(time_s), _ARRIVAL, conversation) for conversation, time_s in enumerate(workload.arrival_s)]
+        scheduled = workload.arrival_s[: workload.concurrency]
+        self.due = [(float(time_s), _ARRIVAL, conversation) for conversation, time_s in enumerate(scheduled)]
         self.prefiller: dict[int, int] = {}
         self.decoder: dict[int, int] = {}
         self.held_back: dict[int, Prefilled] = {}
@@ -127,8 +128,8 @@ class _Run:
             if now > time_limit_s or (not self.due and now - heard_s > _SILENCE_S):
                 self._give_up(now, time_limit_s)
             while self.due and self.due[0][0] <= now:
-                _, kind, subject = heapq.heappop(self.due)
-                self._arrive(subject) if kind == _ARRIVAL else self._turn_due(subject)
+                due_s, kind, subject = heapq.heappop(self.due)
+                self._arrive(subject, due_s) if kind == _ARRIVAL else self._turn_due(subject)
             next_s = self.due[0][0] if self.due else now + 1.0
             for replica, message in self.fleet.receive(min(next_s, now + 1.0) - self.now()):
                 heard_s = self.now()
@@ -167,17 +168,16 @@ class _Run:
                 heapq.heappush(self.due, (ready_s, _TURN, news.turn + 1))
             else:
                 self.ended += 1
+                following = self.ended - 1 + (self.workload.concurrency or self.workload.num_conversations)
+                if following < self.workload.num_conversations:
+                    heapq.heappush(self.due, (news.time_s, _ARRIVAL, following))
                 self._apply(self.dispatcher.finished(self.now(), news.conversation))
 
-    def _arrive(self, conversation: int) -> None:
+    def _arrive(self, conversation: int, arrival_s: float) -> None:
         w = self.workload
-        self.observed.arrival_s[w.first_turn[conversation]] = w.arrival_s[conversation]
-        view = ConversationView(
-            conversation,
-            float(w.arrival_s[conversation]),
-            int(w.first_turn_tokens[conversation]),
-            int(w.peak_tokens[conversation]),
-        )
+        self.observed.arrival_s[w.first_turn[conversation]] = arrival_s
+        first_turn, peak = int(w.first_turn_tokens[conversation]), int(w.peak_tokens[conversation])
+        view = ConversationView(conversation, arrival_s, first_turn, peak)
         self._apply(self.dispatcher.arrive(self.now(), view))
 
     def _turn_due(self, turn: int) -> None:

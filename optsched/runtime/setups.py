@@ -28,6 +28,8 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
     """
     if broken := plan.violations():
         raise PlanError(broken)
+    if plan.engine.prefix_caching:
+        raise SpecError("true: the workers do not share prompts' cache; leave it out", field="engine.prefix_caching")
     llms = {llm.name: llm for llm in plan.llms}
     for replica in plan.replicas:
         _refuse_what_cannot_run(replica, llms[replica.llm], workload)

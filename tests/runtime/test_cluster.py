@@ -78,6 +78,13 @@ def test_disaggregated_conversations_are_handed_over_once_and_yield_the_bare_llm
     assert multiprocessing.active_children() == []
 
 
+def test_a_closed_loop_sends_the_next_conversation_when_one_ends() -> None:
+    workload = make_workload([[(20, 3)], [(30, 2), (4, 2)], [(10, 2)]], [0.0] * 3).with_arrivals(np.zeros(3), 1)
+    log = execute(make_plan(["mixed"], policy="collocated"), workload, time_limit_s=60.0)
+    assert log.violations(workload) == []
+    assert log.arrival_s[[1, 3]].tolist() == log.end_s[[0, 2]].tolist()
+
+
 def test_a_conserve_plan_for_qwen3_0_6b_with_two_layers_executes() -> None:
     shape = catalog.llm("qwen3-0.6b").replace(num_layers=2, dtype="fp32")
     workload = make_workload([[(50, 4), (6, 3)], [(20, 3), (4, 2)]], [0.0, 0.0])
@@ -133,6 +140,9 @@ def test_what_cannot_run_is_refused_before_any_process_starts() -> None:
     windowed = PlanLlm(name="tiny", shape=TINY.replace(sliding_window=64))
     with pytest.raises(SpecError, match="cannot run tiny: sliding-window attention"):
         execute(plan.replace(llms=(windowed,)), workload)
+    sharing = plan.replace(engine=plan.engine.replace(prefix_caching=True))
+    with pytest.raises(SpecError, match=r"engine.prefix_caching: true: the workers do not share prompts' cache"):
+        execute(sharing, workload)
     small = make_plan(["prefill", "decode"], kv_blocks=12)
     with pytest.raises(
         InfeasibleError, match="Conversation 0 holds 200 tokens at its end; the largest decoder has KV cache for 192"

@@ -52,8 +52,6 @@ def simulate(
     from optsched import catalog, logfile
     from optsched.cli.checks import policies, positive
     from optsched.domain.accounting import measure_plan
-    from optsched.planner.plan import plan_scenario
-    from optsched.planner.replan import scenario_with_batching
 
     rate = positive("--rate", rate)
     placement, batching = policies(policy)
@@ -61,6 +59,9 @@ def simulate(
     if source.endswith(".json"):
         plan, workload, executed = _simulate_plan(Path(source), placement, batching, trace, rate, seed)
     else:
+        from optsched.planner.plan import plan_scenario
+        from optsched.planner.replan import scenario_with_batching
+
         path, scenario = catalog.scenario_path(source), catalog.scenario(source)
         scenario = scenario if batching is None else scenario_with_batching(scenario, batching)
         with progress("simulating") as advance:

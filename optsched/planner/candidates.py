@@ -9,9 +9,8 @@ from optsched import catalog
 from optsched.domain.llm import Llm
 from optsched.domain.scenario import FleetEntry, Role, Scenario
 from optsched.errors import InfeasibleError
+from optsched.placement.policies import ALL_MIXED
 from optsched.planner.replicas import smallest_tp
-
-ALL_MIXED = frozenset({"collocated"})
 
 
 def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, ...]]:

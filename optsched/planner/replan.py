@@ -8,8 +8,7 @@ from optsched.batching.policies import TARGETS, check_policy
 from optsched.domain.plan import Plan, PlanBatching, PlanPlacement
 from optsched.domain.scenario import PlacementPolicyName, Scenario, WorkloadSpec
 from optsched.errors import PlanError, SpecError
-from optsched.placement.policies import parameter_names
-from optsched.planner.candidates import ALL_MIXED
+from optsched.placement.policies import ALL_MIXED, parameter_names
 from optsched.traces.loading import describe_workload
 
 

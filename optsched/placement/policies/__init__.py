@@ -20,6 +20,10 @@ POLICIES: dict[str, type[Collocated] | type[ConServe] | type[Optimised]] = {
 _DATA = "assignments"  # a plan's data, not one of its numbers
 
 
+ALL_MIXED = frozenset({"collocated"})
+"""Policies that want every replica to prefill and decode."""
+
+
 def parameter_names(name: str) -> tuple[str, ...]:
     """Return the names of a policy's parameters.
 

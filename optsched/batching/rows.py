@@ -16,6 +16,7 @@ from optsched.batching.duals import Rows, allowed, best_prices, choose
 from optsched.batching.greedy import NO_LIMIT, SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.memory_row import ROUNDING, ROUNDING_QUANTA, plan_worth, worth
 from optsched.batching.rows_core import Core, empty_core, list_core
+from optsched.batching.rows_exchange import exchange
 from optsched.batching.rows_search import KNOWN, Frame, Search, search_core
 from optsched.batching.rows_states import Pool, empty_pool
 from optsched.batching.threshold import quantise
@@ -173,6 +174,8 @@ def _search_until_proven(
 ) -> tuple[int, float]:
     """Search with all states, then with few if that does not end, and again with all beside the better plan found so.
 
+    Where a search does not end, its plan is improved by exchanges.
+
     A row that turns out to matter counts from then on.
 
     Returns
@@ -188,6 +191,10 @@ def _search_until_proven(
         _read_off(space, buffers.pool, found.best_node, choice)
         known, work = (found.best_value, found.best_tie), work + found.work
         bound = max(float(known[0]), min(bound, max(float(found.passed_over), found.cut, found.reach)))
+        if bound > known[0] + relaxed.tolerance and stage < 2:
+            exchange(space, rows, order[0], relaxed.tolerance, choice)
+            value, tie, _ = plan_worth(space, rows.kv_blocks, choice)
+            known = (value - relaxed.start, tie - relaxed.start_tie)
         if bound <= known[0] + relaxed.tolerance or work >= work_limit:
             break
         if found.passed_over > known[0]:

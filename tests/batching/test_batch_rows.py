@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from optsched.batching import BatchPlan, BatchProblem, Status, solve
 from optsched.batching.batch_solver import BatchSolver, Composition
 from optsched.batching.bound import upper_bound
+from optsched.batching.duals import Rows
 from optsched.batching.generators import BatchRecipe, generate
+from optsched.batching.rows_exchange import exchange
+from optsched.batching.threshold import quantise
+from optsched.batching.workspace import empty_workspace
 
 SOLVER = BatchSolver(1000)
 
@@ -125,3 +129,36 @@ def test_the_relaxation_is_solved_where_many_requests_are_alike() -> None:
         bounds=(0, 1),
     )
     assert upper_bound(problem) == pytest.approx(-relaxed.fun, rel=1e-7)
+
+
+@given(seed=st.integers(0, 2**32 - 1), num=st.integers(1, 12), axis=st.integers(0, 2))
+def test_exchanges_keep_all_rows_and_only_improve(seed: int, num: int, axis: int) -> None:
+    problem = draw_problem(seed, num)
+    plan = solve(problem, method="greedy").plan
+    assert plan is not None
+    better = BatchPlan(exchanged(problem, plan, axis))
+    assert better.violations(problem) == []
+    assert better.value(problem) >= plan.value(problem) * (1 - 1e-12)
+
+
+def test_where_the_seats_are_taken_someone_goes_for_someone_larger() -> None:
+    problem = BatchProblem([1.0, 2.0, 4.0], [1, 2, 4], [1, 2, 4], [0.0] * 3, 6, max_sequences=2)
+    assert exchanged(problem, BatchPlan(np.array([2, 2, 0], np.int8)), 0).tolist() == [0, 2, 2]
+
+
+def test_hundreds_alike_that_nearly_fill_memory_and_seats_are_proven() -> None:
+    recipe = BatchRecipe(family="overload", requests=1000, memory_share=0.8, rho=0.0, attention="gqa", rows=True, seed=8)
+    assert run(generate(recipe)).status is Status.OPTIMAL
+
+
+def exchanged(problem: BatchProblem, plan: BatchPlan, axis: int) -> np.ndarray:
+    space, choice = empty_workspace(problem.num_requests, 1, 1), plan.choice.copy()
+    limits = [problem.memory_blocks, problem.token_budget, problem.max_sequences]
+    rows = Rows(
+        problem.kv_blocks.copy(), problem.hidden_blocks.copy(), problem.tokens_taken.copy(),
+        *(10**9 if limit is None else limit for limit in limits),
+    )  # fmt: skip
+    penalties = problem.hidden_penalty_s.copy()
+    if quantise(space, problem.pending_s.copy(), rows.kv_blocks, rows.hidden_blocks, penalties) > 0:
+        exchange(space, rows, axis, 4.0, choice)
+    return choice

@@ -10,14 +10,14 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.batching.core import DONE, FULL, PAUSED, TIES_OPEN
-from optsched.batching.duals import Rows
+from optsched.batching.core_frame import DONE, FULL, PAUSED, TIES_OPEN
 from optsched.batching.greedy import NO_LIMIT, select
 from optsched.batching.memory_solver import INVALID, go_on, solve_in, with_more_room
 from optsched.batching.problem import BatchProblem
 from optsched.batching.rows import MEMORY_FIRST, ROWS_WORK_LIMIT, breaks, empty_rows_space, solve_rows
 from optsched.batching.rows import NODES as ROWS_NODES
 from optsched.batching.solved import Status
+from optsched.batching.vertices import Rows
 from optsched.batching.workspace import empty_buffer, view
 from optsched.compiled import compile_for
 from optsched.errors import ProblemError, UnknownNameError

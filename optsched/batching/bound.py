@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from optsched.batching.duals import Rows, best_prices
+from optsched.batching.duals import best_prices
 from optsched.batching.problem import BatchProblem
 from optsched.batching.threshold import find_break, list_elements, quantise
+from optsched.batching.vertices import Rows
 from optsched.batching.workspace import Workspace, empty_workspace
 from optsched.compiled import kernel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.batching.core import DONE, PAUSED, Frame, Search, change, on_offer, stopped
+from optsched.batching.core_frame import DONE, PAUSED, Frame, Search, change, on_offer, stopped
 from optsched.batching.corner import Edges, begin, cap, list_edges, settle
 from optsched.batching.corner_paths import pair, walk
 from optsched.batching.greedy import SKIP

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from optsched.batching.core import Frame, change, on_offer
+from optsched.batching.core_frame import Frame, change, on_offer
 from optsched.batching.heap import heapify, pop
 from optsched.batching.workspace import COPIES, SPAN, Workspace
 from optsched.compiled import kernel

@@ -18,13 +18,11 @@ Maros, "Computational Techniques of the Simplex Method", Kluwer 2003, chapter 10
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from jaxtyping import Int64
 
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.threshold import find_break
+from optsched.batching.vertices import NO_REQUEST, Rows, allowed, edge_of, hold, leaving, rebase, vertex
 from optsched.batching.workspace import Workspace
 from optsched.compiled import kernel
 
@@ -32,35 +30,7 @@ Array = np.ndarray
 
 MOST_PIVOTS = 80
 PERTURBATION = 2.0**-34  # relative; a request's is up to 1,023 times this
-NO_REQUEST = -1
-SLACK = 1e-9
 END = 1e300
-
-
-class Rows(NamedTuple):
-    """Sizes and limits of a problem with three rows: blocks, tokens, sequences."""
-
-    kv_blocks: Int64[Array, " n"]
-    hidden_blocks: Int64[Array, " n"]
-    tokens: Int64[Array, " n"]
-    memory: int
-    token_budget: int
-    max_sequences: int
-
-
-@kernel
-def allowed(p: int, u: int, m: int, s: int, token: int, rows: tuple[int, int, int]) -> tuple[bool, bool]:
-    """Tell whether a request may take hidden cache, and KV: fitting all limits by themselves and not dominated."""
-    possible = p > 0 and token <= rows[1] and rows[2] >= 1
-    hidden = possible and s < m and s <= rows[0] and p > u
-    return hidden, possible and m <= rows[0] and not (hidden and u == 0)
-
-
-@kernel
-def _edge(space: Workspace, k: int) -> tuple[float, float, float]:
-    """Return the direction in which the hyperplanes other than the k-th meet: the cross product of their normals."""
-    a, b = space.normal[(k + 1) % 3], space.normal[(k + 2) % 3]
-    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
 @kernel
@@ -170,81 +140,6 @@ def _switch(space: Workspace, passed: int) -> None:
 
 
 @kernel
-def _vertex(space: Workspace) -> tuple[float, float, float]:
-    """Return where the three hyperplanes meet."""
-    x, y, z = 0.0, 0.0, 0.0
-    for k in range(3):
-        edge, level = _edge(space, k), space.level[k]
-        x, y, z = x + level * edge[0], y + level * edge[1], z + level * edge[2]
-    edge, normal = _edge(space, 0), space.normal[0]
-    det = edge[0] * normal[0] + edge[1] * normal[1] + edge[2] * normal[2]
-    return max(0.0, x / det), max(0.0, y / det), max(0.0, z / det)
-
-
-@kernel
-def _leaving(space: Workspace, left: tuple[float, float, float]) -> tuple[int, float]:
-    """Return which hyperplane to drop, and the direction's sign; -1 where none makes L fall."""
-    edge, normal = _edge(space, 0), space.normal[0]
-    det = edge[0] * normal[0] + edge[1] * normal[1] + edge[2] * normal[2]
-    drop, worst, sign = -1, SLACK, 0.0
-    for k in range(3):
-        twice = space.held[k, 0] != NO_REQUEST and space.held[k, 0] in (space.held[(k + 1) % 3, 0], space.held[(k + 2) % 3, 0])
-        edge, normal = _edge(space, k), space.normal[k]
-        multiplier = -(left[0] * edge[0] + left[1] * edge[1] + left[2] * edge[2]) / det
-        facing = np.sign(edge[0] * normal[0] + edge[1] * normal[1] + edge[2] * normal[2])
-        wrong = -multiplier
-        if space.held[k, 0] == NO_REQUEST:
-            wrong, facing = multiplier, -facing
-        elif multiplier > 1.0 and not twice:
-            wrong, facing = multiplier - 1.0, -facing
-        size = np.sqrt(edge[0] ** 2 + edge[1] ** 2 + edge[2] ** 2)
-        if wrong > SLACK and wrong * abs(det) / size > worst:
-            drop, worst, sign = k, wrong * abs(det) / size, -facing
-    return drop, sign
-
-
-@kernel
-def _hold(space: Workspace, rows: Rows, k: int, code: int) -> None:
-    """Make the k-th hyperplane that of a request between two options; `start` keeps the former."""
-    i, lower, upper = code // 16, code // 4 % 4, code % 4
-    space.held[k, 0], space.held[k, 1], space.held[k, 2] = i, lower, upper
-    space.start[i] = lower
-    space.normal[k], space.level[k] = 0.0, 0.0
-    for sign, option in ((1, lower), (-1, upper)):
-        if option != SKIP:
-            hidden = option == TAKE_HIDDEN
-            space.normal[k, 0] += sign * (rows.hidden_blocks[i] if hidden else rows.kv_blocks[i])
-            space.normal[k, 1] += sign * rows.tokens[i]
-            space.normal[k, 2] += sign
-            space.level[k] += sign * (space.gain[i] - (space.penalty[i] if hidden else 0))
-
-
-@kernel
-def _multiplier(space: Workspace, left: tuple[float, float, float], k: int) -> float:
-    """Return the k-th hyperplane's multiplier: how far its request is from its lower to its upper option."""
-    edge, normal = _edge(space, k), space.normal[k]
-    det = edge[0] * normal[0] + edge[1] * normal[1] + edge[2] * normal[2]
-    return float(-(left[0] * edge[0] + left[1] * edge[1] + left[2] * edge[2]) / det)
-
-
-@kernel
-def _rebase(space: Workspace, rows: Rows, left: tuple[float, float, float]) -> bool:
-    """Where one request is indifferent between three options, make sure that none but the upper two is to be left."""
-    for k in range(3):
-        other = (k + 1) % 3
-        i = space.held[k, 0]
-        if i == NO_REQUEST or i != space.held[other, 0]:
-            continue
-        if _multiplier(space, left, k) + _multiplier(space, left, other) <= 1.0 + SLACK:
-            continue
-        lower, middle, upper = space.held[k, 1], space.held[k, 2], space.held[other, 2]
-        _hold(space, rows, k, 16 * i + 4 * middle + lower)
-        _hold(space, rows, other, 16 * i + 4 * middle + upper)
-        return True
-    return False
-
-
-@kernel
 def _descend(space: Workspace, rows: Rows) -> None:
     """Go from vertex to vertex while L falls."""
     space.normal[:], space.level[:], space.held[:] = 0.0, 0.0, NO_REQUEST
@@ -254,12 +149,12 @@ def _descend(space: Workspace, rows: Rows) -> None:
     choose(space, rows, prices)
     for _ in range(MOST_PIVOTS):
         left = _left(space, rows)
-        if _rebase(space, rows, left):
+        if rebase(space, rows, left):
             left = _left(space, rows)
-        drop, sign = _leaving(space, left)
+        drop, sign = leaving(space, left)
         if drop < 0:
             break
-        edge, one, two = _edge(space, drop), (drop + 1) % 3, (drop + 2) % 3
+        edge, one, two = edge_of(space, drop), (drop + 1) % 3, (drop + 2) % 3
         along = (sign * edge[0], sign * edge[1], sign * edge[2])
         leaves = space.held[drop, 0]
         if (
@@ -283,8 +178,8 @@ def _descend(space: Workspace, rows: Rows) -> None:
             space.normal[drop], space.level[drop], space.held[drop] = 0.0, 0.0, NO_REQUEST
             space.normal[drop, -1 - code] = 1.0
         else:
-            _hold(space, rows, drop, code)
-        prices = _vertex(space)
+            hold(space, rows, drop, code)
+        prices = vertex(space)
 
 
 @kernel
@@ -310,5 +205,5 @@ def best_prices(space: Workspace, rows: Rows) -> tuple[float, float, float]:
         space.gain[i], space.penalty[i] = space.member[i], np.int64(space.loss[i])
     for k in range(3):
         if space.held[k, 0] != NO_REQUEST:
-            _hold(space, rows, k, 16 * space.held[k, 0] + 4 * space.held[k, 1] + space.held[k, 2])
-    return _vertex(space)
+            hold(space, rows, k, 16 * space.held[k, 0] + 4 * space.held[k, 1] + space.held[k, 2])
+    return vertex(space)

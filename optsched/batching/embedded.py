@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.batching.core import DONE, FULL, TIES_OPEN
-from optsched.batching.duals import Rows
+from optsched.batching.core_frame import DONE, FULL, TIES_OPEN
 from optsched.batching.greedy import NO_LIMIT, SKIP, select
 from optsched.batching.memory_solver import INVALID, go_on, solve_in, with_more_room
 from optsched.batching.rows import MEMORY_FIRST, ROWS_WORK_LIMIT, breaks, empty_rows_space, solve_rows
+from optsched.batching.vertices import Rows
 from optsched.batching.workspace import empty_buffer, view
 from optsched.compiled import kernel
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.batching.core import DONE, Frame, Search, change, on_offer
+from optsched.batching.core_frame import DONE, Frame, Search, change, on_offer
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV, UPGRADE
 from optsched.batching.heap import heapify
 from optsched.batching.threshold import Break, find_break, list_elements, quantise

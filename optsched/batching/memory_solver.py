@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
 from optsched.batching.closing import close, with_rest
-from optsched.batching.core import DONE, PAUSED, TIES_OPEN, Frame, Search, expand, stopped
+from optsched.batching.core import expand
+from optsched.batching.core_frame import DONE, PAUSED, TIES_OPEN, Frame, Search, stopped
 from optsched.batching.greedy import SKIP
 from optsched.batching.heap import heapify
 from optsched.batching.memory_row import Setting, again, set_up, worth
@@ -16,7 +17,7 @@ from optsched.compiled import kernel
 
 Array = np.ndarray
 
-INVALID = 4  # beside the codes of `optsched.batching.core`: the data contradict each other
+INVALID = 4  # beside the codes of `optsched.batching.core_frame`: the data contradict each other
 FAR, MORE = 10, 6  # blocks that the gap is worth: where sizes are so various, the search itself ends soon
 FIRST_WORK = 5_000  # states before the corner relaxation is solved
 

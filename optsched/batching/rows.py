@@ -11,15 +11,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.batching.core import change
-from optsched.batching.duals import Rows, allowed, best_prices, choose
+from optsched.batching.core_frame import change
+from optsched.batching.duals import best_prices, choose
 from optsched.batching.greedy import NO_LIMIT, SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.memory_row import ROUNDING, ROUNDING_QUANTA, plan_worth, worth
 from optsched.batching.rows_core import Core, empty_core, list_core
 from optsched.batching.rows_exchange import exchange
-from optsched.batching.rows_search import KNOWN, Frame, Search, search_core
+from optsched.batching.rows_frame import KNOWN, Frame, Search
+from optsched.batching.rows_search import search_core
 from optsched.batching.rows_states import Pool, empty_pool
 from optsched.batching.threshold import quantise
+from optsched.batching.vertices import Rows, allowed
 from optsched.batching.workspace import Workspace
 from optsched.compiled import kernel
 

@@ -24,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int64
 
-from optsched.batching.core import change
-from optsched.batching.duals import Rows, allowed
+from optsched.batching.core_frame import change
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.heap import heapify, pop
+from optsched.batching.vertices import Rows, allowed
 from optsched.batching.workspace import Workspace
 from optsched.compiled import kernel
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int8
 
-from optsched.batching.core import change
-from optsched.batching.duals import Rows, allowed
+from optsched.batching.core_frame import change
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
+from optsched.batching.vertices import Rows, allowed
 from optsched.batching.workspace import SPAN, Workspace
 from optsched.compiled import kernel
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.batching.core import NEVER
+from optsched.batching.core_frame import NEVER
 from optsched.batching.rows_core import NODE
 from optsched.compiled import inlined, kernel
 

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.closing import close, with_rest
-from optsched.batching.core import DONE, PAUSED, TIES_OPEN, Frame, Search, change, expand, on_offer
+from optsched.batching.core import expand
+from optsched.batching.core_frame import DONE, PAUSED, TIES_OPEN, Frame, Search, change, on_offer
 from optsched.batching.heap import heapify
 from optsched.batching.workspace import COPIES, SPAN, Workspace
 from optsched.compiled import kernel

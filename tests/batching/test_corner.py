@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from optsched.batching import BatchPlan, BatchProblem, Status, solve
 from optsched.batching.batch_solver import BatchSolver
-from optsched.batching.core import DONE, TIES_OPEN
+from optsched.batching.core_frame import DONE, TIES_OPEN
 from optsched.batching.corner import Edges, begin, settle
 from optsched.batching.generators import BatchRecipe, generate
 from optsched.batching.memory_solver import solve_memory_row

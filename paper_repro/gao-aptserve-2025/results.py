@@ -70,6 +70,8 @@ def stamp(folder: Path, settings: Settings, wall_s: float, cpu_s: float, smoke: 
 
 def _commit() -> str:
     """Return the checkout's commit, marked if it has changes; ``installed`` outside a checkout."""
+    if not (HERE.parents[1] / ".git").exists():
+        return "installed"
     command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

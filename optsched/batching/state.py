@@ -30,6 +30,7 @@ RUNNING, WAITING, IDLE = 0, 1, 2
 NO_CACHE, HIDDEN, KV = 0, 1, 2
 MOST_PARAMETERS = 8
 NO_PARAMETERS = np.zeros(MOST_PARAMETERS)
+NO_LAW = np.zeros(0)
 
 
 class Requests(NamedTuple):
@@ -107,6 +108,8 @@ class Engine(NamedTuple):
         Pending times beyond which a request counts as violating its target.
     parameters
         The policy's own numbers, see `optsched.batching.policies.POLICIES`.
+    law
+        The replica's step law as a row of `optsched.batching.step_time.law_rows`; empty: unknown.
     """
 
     now_s: float
@@ -121,6 +124,7 @@ class Engine(NamedTuple):
     ttft_slo_s: float
     tbt_slo_s: float
     parameters: Float64[Array, " p"] = NO_PARAMETERS
+    law: Float64[Array, " L"] = NO_LAW
 
 
 class Decision(NamedTuple):

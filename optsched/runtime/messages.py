@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from optsched.batching.state import NO_LAW
 from optsched.domain.llm import Llm
 from optsched.domain.log import EventKind, Steps
 
@@ -26,6 +27,7 @@ class Limits:
     ttft_slo_s: float
     tbt_slo_s: float
     parameters: Float64[Array, " p"]
+    law: Float64[Array, " L"] = field(default_factory=lambda: NO_LAW)
 
 
 @dataclass(frozen=True, slots=True)

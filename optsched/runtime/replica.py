@@ -146,7 +146,7 @@ class Replica:
         return Engine(
             now_s, self.slots.tables.num_free, self.pool.num_blocks, limits.block_tokens, limits.watermark_blocks,
             limits.max_batched_tokens, limits.max_sequences, self._hidden_ratio, limits.rho_s_per_block,
-            limits.ttft_slo_s, limits.tbt_slo_s, limits.parameters,
+            limits.ttft_slo_s, limits.tbt_slo_s, limits.parameters, limits.law,
         )  # fmt: skip
 
     def _evict(self, evicted: list[int], now_s: float) -> None:

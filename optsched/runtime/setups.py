@@ -6,6 +6,7 @@ import os
 
 from optsched.batching.policies import policy_parameters
 from optsched.batching.policies.dispatch import own_parameters
+from optsched.batching.step_time import law_rows
 from optsched.domain.plan import Plan, PlanLlm, PlanReplica
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError
@@ -55,11 +56,12 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
                 ttft_slo_s=parameters["ttft_slo_s"],
                 tbt_slo_s=parameters["tbt_slo_s"],
                 parameters=own_parameters(plan.batching.policy, parameters),
+                law=law,
             ),
             device=device,
             rendezvous="",
         )
-        for index, replica in enumerate(plan.replicas)
+        for index, (replica, law) in enumerate(zip(plan.replicas, law_rows(plan.replicas), strict=True))
     ]
 
 

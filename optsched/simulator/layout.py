@@ -6,6 +6,7 @@ import numpy as np
 
 from optsched.batching.policies import FIRST_COME
 from optsched.batching.state import Decision, Requests
+from optsched.batching.step_time import law_rows
 from optsched.domain.gaps import NUM_BINS, largest_needed
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
@@ -37,6 +38,7 @@ def _replicas(plan: Plan, conversations: int) -> Replicas:
         busy_on_host=np.zeros(max(1, len(hosts)), np.int64),
         blocked=np.zeros(count, np.int64),
         dynamic_j=np.zeros(count),
+        law=law_rows(replicas),
     )
 
 

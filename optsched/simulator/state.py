@@ -33,6 +33,8 @@ class Replicas(NamedTuple):
         Whether the last step took all that ran and nobody who waits, and nobody has come or gone since who could change that.
     first_come
         Whether the batching policy admits nobody past one who waits longer.
+    law
+        Step laws as policies see them (`optsched.batching.step_time.law_rows`).
     """
 
     prefill_only: Bool[Array, " R"]
@@ -52,6 +54,7 @@ class Replicas(NamedTuple):
     busy_on_host: Int64[Array, " hosts"]
     blocked: Int64[Array, " R"]
     dynamic_j: Float64[Array, " R"]
+    law: Float64[Array, "R L"]
 
 
 class Turns(NamedTuple):

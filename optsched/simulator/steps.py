@@ -166,6 +166,7 @@ def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
         now_s, replicas.free_blocks[replica], replicas.total_blocks[replica], engine.block_tokens,
         replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
         engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s, engine.parameters,
+        replicas.law[replica],
     )  # fmt: skip
     running, replicas.refused[replica] = counts[0], engine.steady
     segments = Counts(counts[0], counts[1], counts[2])

@@ -34,6 +34,6 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     plain = Engine(
         engine.now_s, engine.free_blocks, engine.total_blocks, engine.block_tokens, engine.watermark_blocks,
         engine.max_batched_tokens, engine.max_sequences, 0.0, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s,
-        engine.parameters,
+        engine.parameters, engine.law,
     )  # fmt: skip
     return compose(requests, queue, counts, plain, decision, engine.parameters[0] == 0.0, 0.0)

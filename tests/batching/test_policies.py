@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from factories import make_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optsched.batching.blocks import blocks_for
 from optsched.batching.policies import POLICIES, policy_parameters
 from optsched.batching.policies.dispatch import compiled_policy, own_parameters
-from optsched.batching.state import HIDDEN, KV, NO_CACHE, Counts, Decision, Engine, Requests
+from optsched.batching.state import HIDDEN, KV, NO_CACHE, NO_LAW, Counts, Decision, Engine, Requests
+from optsched.batching.step_time import law_rows
 from optsched.errors import UnknownNameError
 
 SPARE_SLOTS = 3
+KNOWN_LAW = law_rows(make_plan(["mixed"]).replicas)[0]
 # a prompt longer than the budget goes alone, and whole
 WHOLE_PROMPTS = ("apt-serve", "apt-serve-decay", "apt-serve-exact", "density")
 every_policy = pytest.mark.parametrize("name", sorted(POLICIES))
@@ -28,8 +31,8 @@ def size(tokens: int, kind: int, engine: Engine) -> int:
 
 
 def drawn_parameters(draw: st.DrawFn, name: str) -> dict[str, float]:
-    sizes = [key for key in POLICIES[name] if key.endswith("_tokens")]
-    return {key: float(draw(st.integers(1, 64))) for key in sizes}
+    sizes = {key: float(draw(st.integers(1, 64))) for key in POLICIES[name] if key.endswith("_tokens")}
+    return sizes | {key: draw(st.sampled_from([0.0, 0.3])) for key in POLICIES[name] if key.endswith("_share")}
 
 
 @st.composite
@@ -51,6 +54,7 @@ def states(draw: st.DrawFn, name: str) -> tuple[Requests, np.ndarray, Counts, En
         ttft_slo_s=draw(st.sampled_from([0.5, 5.0, 1e9])),
         tbt_slo_s=draw(st.sampled_from([0.5, 5.0, 1e9])),
         parameters=own_parameters(name, {**policy_parameters(name, {}), **drawn_parameters(draw, name)}),
+        law=draw(st.sampled_from([NO_LAW, KNOWN_LAW])),
     )
     requests = Requests.empty(total + SPARE_SLOTS)
     queue = np.array(draw(st.permutations(range(total + SPARE_SLOTS))), np.int64)[:total].copy()

@@ -11,6 +11,7 @@ POLICIES: dict[str, dict[str, float]] = {
     "apt-serve": {"count_violators": 0.0},
     "apt-serve-decay": {"count_violators": 0.0, "half_life_s": 10.0},
     "apt-serve-exact": {"count_violators": 0.0},
+    "attain": {"chunk_tokens": 512.0, "lost_share": 0.0, "headroom_share": 0.05},
     "density": {"count_violators": 0.0},
     "fastgen": {"forward_tokens": 768.0},
     "fcfs-demote": {},

@@ -124,26 +124,52 @@ def _llama(reader: _Reader) -> Config:
 
 
 def _mistral(reader: _Reader) -> Config:
-    window = reader.integer("sliding_window") if reader.config.get("sliding_window") is not None else None
-    return {**_llama(reader), "sliding_window": window}
+    return {**_llama(reader), **_every_layer(reader)}
 
 
-def _qwen3_window(reader: _Reader) -> int | None:
-    """Return the sliding window if every layer has it, None if none has."""
+def _every_layer(reader: _Reader) -> Config:
+    """Return the fields of a sliding window that all layers have unless the file says which; none without one."""
+    return _windows(reader, reader.integer("num_hidden_layers")) if reader.config.get("sliding_window") is not None else {}
+
+
+def _qwen3_windows(reader: _Reader) -> Config:
+    """Return the fields of the sliding window, which the first `max_window_layers` layers lack; none if it is not used."""
     if not reader.flag("use_sliding_window", False):
-        return None
+        return {}
     layers = reader.integer("num_hidden_layers")
-    full = reader.integer("max_window_layers", default=layers)
-    if full >= layers:
-        return None
-    if full > 0:
-        raise reader.error("max_window_layers", f"{full}: a sliding window in only some layers is not supported")
-    return reader.integer("sliding_window")
+    full = min(reader.integer("max_window_layers", default=layers), layers)
+    return _windows(reader, layers - full)
+
+
+def _windows(reader: _Reader, sliding: int) -> Config:
+    """Return the fields of a sliding window in some layers, or as many as ``layer_types`` or a pattern say."""
+    layers = reader.integer("num_hidden_layers")
+    if reader.config.get("layer_types") is not None:
+        sliding = _sliding_layers(reader, layers)
+    elif reader.config.get("sliding_window_pattern") is not None:
+        # Every so-many-th layer sees everything (transformers, Cohere2Config and Gemma3TextConfig).
+        pattern = reader.integer("sliding_window_pattern")
+        if pattern < 1:
+            raise reader.error("sliding_window_pattern", f"{pattern}: must be at least 1")
+        sliding = layers - layers // pattern
+    if sliding < 1:
+        return {}
+    return {"sliding_window": reader.integer("sliding_window"), "num_sliding_layers": None if sliding == layers else sliding}
+
+
+def _sliding_layers(reader: _Reader, layers: int) -> int:
+    kinds = reader.config["layer_types"]
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise reader.error("layer_types", f"{kinds!r}: must name the kind of each of the {layers} layers")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise reader.error("layer_types", f"{kind!r}: only 'full_attention' or 'sliding_attention' is supported")
+    return kinds.count("sliding_attention")
 
 
 def _qwen3(reader: _Reader) -> Config:
     _gated(reader)
-    return {"family": "qwen3", **_attention(reader, head_dim=128), "sliding_window": _qwen3_window(reader)}
+    return {"family": "qwen3", **_attention(reader, head_dim=128), **_qwen3_windows(reader)}
 
 
 def _qwen3_moe(reader: _Reader) -> Config:
@@ -159,18 +185,17 @@ def _qwen3_moe(reader: _Reader) -> Config:
         "expert_size": reader.integer("moe_intermediate_size"),
         "num_dense_layers": dense,
     }
-    return {"family": "qwen3_moe", **_attention(reader), "sliding_window": _qwen3_window(reader), "moe": moe}
+    return {"family": "qwen3_moe", **_attention(reader), **_qwen3_windows(reader), "moe": moe}
 
 
 def _mixtral(reader: _Reader) -> Config:
-    window = reader.integer("sliding_window") if reader.config.get("sliding_window") is not None else None
     reader.require("hidden_act", "silu", "silu")
     moe = {
         "num_experts": reader.integer("num_local_experts"),
         "experts_per_token": reader.integer("num_experts_per_tok"),
         "expert_size": reader.integer("intermediate_size"),
     }
-    return {"family": "mixtral", **_attention(reader), "sliding_window": window, "moe": moe}
+    return {"family": "mixtral", **_attention(reader), **_every_layer(reader), "moe": moe}
 
 
 def _deepseek_v3(reader: _Reader) -> Config:

@@ -97,10 +97,30 @@ def test_mistral_is_a_llama_with_a_sliding_window(write: Write) -> None:
     assert read_config(write(QWEN3, architectures=["MistralForCausalLM"])).sliding_window is None
 
 
-def test_a_window_of_qwen3_counts_only_where_every_layer_has_it(write: Write) -> None:
+def test_a_window_of_qwen3_counts_only_where_it_is_used(write: Write) -> None:
     assert read_config(write(QWEN3, sliding_window=4096)).sliding_window is None
     assert read_config(write(QWEN3, use_sliding_window=True, sliding_window=4096)).sliding_window is None
     assert read_config(write(QWEN3, use_sliding_window=True, sliding_window=4096, max_window_layers=0)).sliding_window == 4096
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "sliding"),
+    [
+        ("Qwen3ForCausalLM", {"max_window_layers": 14}, 14),
+        ("Qwen3ForCausalLM", {"layer_types": ["full_attention"] * 4 + ["sliding_attention"] * 24}, 24),
+        ("MistralForCausalLM", {"layer_types": ["sliding_attention", "full_attention"] * 14}, 14),
+        # transformers, Gemma3TextConfig: is_sliding = bool((layer_idx + 1) % sliding_window_pattern)
+        ("MistralForCausalLM", {"sliding_window_pattern": 6}, 24),
+        ("MistralForCausalLM", {"layer_types": ["full_attention"] * 28}, None),
+    ],
+)
+def test_layers_with_and_without_a_window_are_counted(
+    architecture: str, changes: dict[str, object], sliding: int | None, write: Write
+) -> None:
+    llm = read_config(write(QWEN3, architectures=[architecture], use_sliding_window=True, sliding_window=512, **changes))
+    assert (llm.sliding_window, llm.num_sliding_layers) == ((512, sliding) if sliding else (None, None))
+    assert (llm.num_windowed_layers, llm.layer_window) == ((sliding, 512) if sliding else (0, None))
+    assert llm.runtime_refusal == ("sliding-window attention" if sliding else None)
 
 
 @pytest.mark.parametrize("scaling", [{"rope_type": "llama3", "factor": 8.0}, {"type": "yarn", "factor": 4.0}])
@@ -148,7 +168,15 @@ def test_an_unsupported_architecture_lists_the_supported_ones(write: Write) -> N
     [
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu': only 'silu' is supported"),
         ({"attention_bias": True}, "attention_bias: True: only False is supported"),
-        ({"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 14}, "only some layers is not supported"),
+        (
+            {"use_sliding_window": True, "layer_types": ["full_attention"]},
+            "layer_types: .*: must name the kind of each of the 28",
+        ),
+        (
+            {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 28},
+            "layer_types: 'chunked_attention': only 'full_attention' or 'sliding_attention' is supported",
+        ),
+        ({"use_sliding_window": True, "sliding_window_pattern": 0}, "sliding_window_pattern: 0: must be at least 1"),
         ({"hidden_size": "1024"}, "hidden_size: '1024': must be a whole number"),
         ({"num_hidden_layers": True}, "num_hidden_layers: True: must be a whole number"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps: 'small': must be a number"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -29,6 +29,7 @@ def estimate(
     tier: str,
     tp: int = 1,
     pp: int = 1,
+    expert_parallel: Annotated[bool, Parameter(negative=())] = False,
     prompt: int = 1024,
     batch: int = 1,
     context: int | None = None,
@@ -50,7 +51,9 @@ def estimate(
     tp
         GPUs that share every layer (tensor parallel).
     pp
-        Pipeline stages.
+        Pipeline stages. Times are those of one batch; what a full pipeline decodes is shown below them.
+    expert_parallel
+        Let each of the tp GPUs hold whole experts and exchange tokens, instead of a slice of every expert.
     prompt
         Tokens of the prompt whose prefill is estimated.
     batch
@@ -72,6 +75,7 @@ def estimate(
         Print one JSON object.
     """
     from optsched.cost.estimate import estimate as estimate_costs
+    from optsched.cost.pipeline import steady_pipeline
 
     shape, place = catalog.llm(llm), replace(catalog.tier(tier), engine=engine)
     cached = prompt if context is None else context
@@ -86,17 +90,31 @@ def estimate(
         hidden_tokens=hidden_tokens,
         chunk_tokens=chunk,
         link=catalog.link(link) if link else None,
+        expert_parallel=expert_parallel,
         sensitivity=sensitivity,
     )
+    full = None
+    if pp > 1 and batch >= pp:
+        full = steady_pipeline(
+            shape, place, tp=tp, pp=pp, batch=batch, context_tokens=cached, link=catalog.link(link) if link else None,
+            expert_parallel=expert_parallel,
+        )  # fmt: skip
     if max(prompt, cached) > shape.max_positions:
         warn(f"{max(prompt, cached)} tokens exceed the {shape.max_positions} positions of {shape.name}; estimated all the same")
     if batch * cached > answer.memory.kv_token_budget and not hidden_tokens:
         warn(f"{batch} x {cached} cached tokens exceed the budget of {answer.memory.kv_token_budget}; the batch would not fit")
     sibling = place.gpu.efficiency.sibling if answer.origin == "assumed" else None
     if json:
-        emit_json({**_as_json(answer), "sibling": sibling})
+        emit_json({**_as_json(answer), "sibling": sibling, **({"pipeline": asdict(full)} if full else {})})
         return
-    _print(answer, f"{shape.name} on {place.name}" + (f", tp={tp}" if tp > 1 else "") + (f", pp={pp}" if pp > 1 else ""))
+    layout = [f"tp={tp}"] * (tp > 1) + [f"pp={pp}"] * (pp > 1) + ["whole experts"] * expert_parallel
+    _print(answer, ", ".join([f"{shape.name} on {place.name}", *layout]))
+    if full:
+        print_line(
+            f"Full pipeline: {full.batches} batches of {full.sequences:g} sequences in flight, "
+            f"{seconds(full.latency_s)} between tokens, {full.tokens_per_s:,.0f} tokens/s "
+            f"({full.alone_tokens_per_s:,.0f} as one batch). Assumed: no pipeline has been measured."
+        )
     if sibling:
         print_line(f"What {place.gpu.name} has no laws of its own for is estimated by those of its sibling {sibling}.")
 

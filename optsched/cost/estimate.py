@@ -9,7 +9,7 @@ import numpy as np
 
 from optsched.cost.breakdown import BreakdownRow, breakdown
 from optsched.cost.evaluate import evaluate_steps
-from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
+from optsched.cost.features import StepFeatures, WindowedTotals, attended_pairs, attended_tokens
 from optsched.cost.memory import Memory, memory
 from optsched.cost.sensitivity import Sensitivity, sensitivities
 from optsched.cost.tables import fitted_law, law_totals, origin, replica_parameters
@@ -105,21 +105,38 @@ def prefill_chunks(llm: Llm, prompt_tokens: int, chunk_tokens: int, context_toke
         )
     starts = np.arange(0, prompt_tokens, chunk_tokens, dtype=float)
     sizes = np.minimum(float(chunk_tokens), prompt_tokens - starts)
-    pairs = attended_pairs(sizes, context_tokens + starts, llm.sliding_window)
+    before, window = context_tokens + starts, llm.common_window
+    windowed = WindowedTotals.of(
+        pairs=attended_pairs(sizes, before, llm.sliding_window),
+        prefill_context_tokens=attended_tokens(before, llm.sliding_window),
+    )
     return StepFeatures.of(
         prefill_tokens=sizes,
-        pairs=pairs,
-        prefill_context_tokens=attended_tokens(context_tokens + starts, llm.sliding_window),
+        pairs=attended_pairs(sizes, before, window),
+        prefill_context_tokens=attended_tokens(before, window),
         emitting=(starts + sizes >= prompt_tokens).astype(float),
+        windowed=windowed if llm.layer_window else None,
     )
 
 
 def decode_step(llm: Llm, batch: int, context_tokens: int, hidden_tokens: int = 0) -> StepFeatures:
     """Return the decode step of a batch of equal contexts, `hidden_tokens` of all its cached tokens held as hidden cache."""
-    cached = batch * float(attended_tokens(context_tokens, llm.sliding_window))
-    # A rebuilt token that the window hides is rebuilt no more than it is read.
-    hidden = min(float(hidden_tokens), cached)
-    return StepFeatures.of(decode_sequences=float(batch), kv_tokens=cached - hidden, hidden_tokens=hidden)
+
+    def seen(window: int | None) -> tuple[float, float]:
+        cached = batch * float(attended_tokens(context_tokens, window))
+        # A rebuilt token that the window hides is rebuilt no more than it is read.
+        hidden = min(float(hidden_tokens), cached)
+        return cached - hidden, hidden
+
+    kv, hidden = seen(llm.common_window)
+    windowed_kv, windowed_hidden = seen(llm.sliding_window)
+    windowed = WindowedTotals.of(kv_tokens=windowed_kv, hidden_tokens=windowed_hidden)
+    return StepFeatures.of(
+        decode_sequences=float(batch),
+        kv_tokens=kv,
+        hidden_tokens=hidden,
+        windowed=windowed if llm.layer_window else None,
+    )
 
 
 def _check(prompt_tokens: int, batch: int, context_tokens: int, hidden_tokens: int, chunk_tokens: int) -> None:
@@ -145,13 +162,14 @@ def estimate(
     hidden_tokens: int = 0,
     chunk_tokens: int = CHUNK_TOKENS,
     link: Link | None = None,
+    expert_parallel: bool = False,
     sensitivity: bool = False,
 ) -> Estimate:
     """Estimate one prefill and one decode step.
 
     Parameters
     ----------
-    llm, tier, tp, pp, link
+    llm, tier, tp, pp, link, expert_parallel
         The replica, as in `step_law`.
     prompt_tokens
         Prompt of the prefill.
@@ -170,14 +188,14 @@ def estimate(
         If the llm does not fit.
     """
     _check(prompt_tokens, batch, context_tokens, hidden_tokens, chunk_tokens)
-    fits = memory(llm, tier, tp=tp, pp=pp)
+    fits = memory(llm, tier, tp=tp, pp=pp, context_tokens=context_tokens)
     chunks, step = prefill_chunks(llm, prompt_tokens, chunk_tokens), decode_step(llm, batch, context_tokens, hidden_tokens)
-    measured = fitted_law(tier.gpu, llm, tp, pp)
+    measured = None if expert_parallel else fitted_law(tier.gpu, llm, tp, pp)
     if measured is not None:
         return _from_law(measured, fits, chunks, step)
-    parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
+    parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link, expert_parallel=expert_parallel)
     prefill, decode = evaluate_steps(parameters, shape, chunks), evaluate_steps(parameters, shape, step.rows())
-    open_prefill, open_decode = uncertainties(llm, tier, [chunks, step], tp=tp, pp=pp, link=link)
+    open_prefill, open_decode = uncertainties(llm, tier, [chunks, step], tp=tp, pp=pp, link=link, expert_parallel=expert_parallel)
     return Estimate(
         prefill_s=float(prefill.seconds.sum()),
         decode_step_s=float(decode.seconds[0]),

@@ -14,6 +14,34 @@ from optsched.cost.precision import Scalar
 Numbers = float | Num[np.ndarray, " S"]
 
 
+class WindowedTotals(eqx.Module):
+    """What the layers with a sliding window see of a step, in llms that have others without.
+
+    Attributes
+    ----------
+    pairs, prefill_context_tokens, kv_tokens, hidden_tokens
+        As in `StepFeatures`, within the window.
+    """
+
+    pairs: Scalar
+    prefill_context_tokens: Scalar
+    kv_tokens: Scalar
+    hidden_tokens: Scalar
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        pairs: Numbers = 0.0,
+        prefill_context_tokens: Numbers = 0.0,
+        kv_tokens: Numbers = 0.0,
+        hidden_tokens: Numbers = 0.0,
+    ) -> Self:
+        """Take totals as float64; `StepFeatures.of` broadcasts them."""
+        values = (pairs, prefill_context_tokens, kv_tokens, hidden_tokens)
+        return cls(*(cast(Scalar, np.asarray(value, np.float64)) for value in values))
+
+
 class StepFeatures(eqx.Module):
     """Totals of one step (float64 scalars), or of S steps (arrays).
 
@@ -33,6 +61,9 @@ class StepFeatures(eqx.Module):
         All sequences in the step.
     emitting
         Sequences that emit a token, so pass the LM head: the decoding ones and those whose prefill ends.
+    windowed
+        What layers with a sliding window see, if the llm has others without; the totals above are then what these see. None:
+        all layers see the same.
     """
 
     prefill_tokens: Scalar
@@ -43,6 +74,7 @@ class StepFeatures(eqx.Module):
     hidden_tokens: Scalar
     sequences: Scalar
     emitting: Scalar
+    windowed: WindowedTotals | None = None
 
     @classmethod
     def of(
@@ -56,12 +88,13 @@ class StepFeatures(eqx.Module):
         hidden_tokens: Numbers = 0.0,
         sequences: Numbers | None = None,
         emitting: Numbers | None = None,
+        windowed: WindowedTotals | None = None,
     ) -> Self:
         """Broadcast totals against each other, as float64.
 
         Parameters
         ----------
-        prefill_tokens, pairs, decode_sequences, kv_tokens, hidden_tokens
+        prefill_tokens, pairs, decode_sequences, kv_tokens, hidden_tokens, windowed
             See the class.
         prefill_context_tokens
             None: what the pairs imply if all sequences in prefill are alike (`implied_context`).
@@ -90,7 +123,12 @@ class StepFeatures(eqx.Module):
                 )
             )
         )
-        return cls(*(cast(Scalar, np.ascontiguousarray(value).reshape(value.shape)) for value in values))
+        shape = values[0].shape
+        new, paired, read, decoding, kv, hidden, together, last = (
+            cast(Scalar, np.ascontiguousarray(value).reshape(shape)) for value in values
+        )
+        within = jax.tree.map(lambda leaf: np.array(np.broadcast_to(np.asarray(leaf), shape)), windowed)
+        return cls(new, paired, read, decoding, kv, hidden, together, last, within)
 
     @property
     def tokens(self) -> Scalar:

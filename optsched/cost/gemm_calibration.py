@@ -23,6 +23,8 @@ SHORT_WEIGHT = 0.25  # of a launch-bound row: it pins the launch and should not 
 INPUT_BYTES = 2.0  # activations between kernels
 # Bytes of an input element that the kernels convert first; others multiply 16-bit inputs, or get them converted.
 CONVERTED_BYTES: dict[Dtype, float] = {"fp8": 1.0, "int8": 1.0}
+# Rows of the largest tile that are tried (0: no staircase) where the smooth law misses: it serves 16-bit products well.
+TILES: dict[Dtype, tuple[float, ...]] = dict.fromkeys(("fp8", "int8", "int4"), (0.0, 64.0, 128.0, 256.0))
 _CONVERSION = ("converted_bytes", "conversion", "conversion_row_s")
 
 
@@ -65,7 +67,8 @@ def fit_gemm(rows: GemmRows, card: Card, date: str, prior: GemmLaw | None = None
     date
         Day of the fit.
     prior
-        Law to lean on; None: the default one, with a conversion of the inputs where the data type has one.
+        Law to lean on; None: the default one, with a conversion of the inputs where the data type has one. Which of `TILES`
+        its staircase has is chosen by the mean error of the rows fitted to, launch-bound ones aside.
     ridge
         As in `fit_law`.
 
@@ -74,17 +77,23 @@ def fit_gemm(rows: GemmRows, card: Card, date: str, prior: GemmLaw | None = None
     ProblemError
         If there are too few rows.
     """
+    found = [_fit_with_tiles(rows, card, date, prior or GemmLaw(), ridge, tile) for tile in TILES.get(rows.dtype, (0.0,))]
+    judged = gemm_split(rows).train & (rows.seconds >= LAUNCH_BOUND_S)
+    return min(found, key=lambda each: float(each.errors[judged].mean()))
+
+
+def _fit_with_tiles(rows: GemmRows, card: Card, date: str, prior: GemmLaw, ridge: float, tile: float) -> Fitted[GemmLaw]:
     converted = CONVERTED_BYTES.get(rows.dtype, 0.0)
-    start = (prior or GemmLaw()).replace(converted_bytes=converted, fit=None)
+    fixed = ("converted_bytes", "row_quantum") if converted else (*_CONVERSION, "row_quantum")
     return fit_law(
-        start,
+        prior.replace(converted_bytes=converted, row_quantum=tile, fit=None),
         GemmParameters,
         lambda law, shapes: predict_gemms(law, card, shapes, rows.dtype, 1.0),
         shapes_of(rows),
         rows.seconds,
         gemm_split(rows),
         Provenance(source=rows.source, date=date, rows_left_out=dict(rows.left_out)),
-        fixed=_CONVERSION[:1] if converted else _CONVERSION,
+        fixed=fixed if tile else (*fixed, "row_padding"),
         ridge=ridge,
         weights=np.where(rows.seconds < LAUNCH_BOUND_S, SHORT_WEIGHT, 1.0),
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64, Num
 
-from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
+from optsched.cost.features import StepFeatures, WindowedTotals, attended_pairs, attended_tokens
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
 from optsched.cost.step import step_cost
@@ -30,6 +30,7 @@ from optsched.errors import SpecError
 
 Array = np.ndarray
 By = Literal["model", "law"]
+ModuleT = TypeVar("ModuleT", Scalar, "_Seen")
 CHUNK_POINTS = 1 << 15  # larger ones gain little more, and leave the caches with all their intermediate results
 _LONGEST_SIDE = 128
 _WORKERS = min(4, os.cpu_count() or 1)  # XLA leaves these operations on one core; blocks are computed side by side
@@ -89,62 +90,92 @@ class GridChunk:
     joules: Float64[Array, "b c p"]
 
 
+class _Seen(eqx.Module):
+    """Along the contexts: cached tokens that attention sees; along the prompts: tokens, and pairs that it sees.
+
+    `windowed` is what layers with a sliding window see of the same, where others have none.
+    """
+
+    tokens: Scalar
+    seen: Scalar
+    windowed: Scalar | None
+
+
 class _Totals(eqx.Module):
-    """The entries of the axes as float64, with the cached tokens and the pairs that attention sees of them."""
+    """The entries of the axes as float64, with what attention sees of them."""
 
     batch: Scalar
-    attended: Scalar
-    prompt: Scalar
-    pairs: Scalar
+    context: _Seen
+    prompt: _Seen
 
     @classmethod
     def of(cls, llm: Llm, axes: StepAxes) -> _Totals:
-        prompt = np.asarray(axes.prompt, np.float64)
-        attended = attended_tokens(np.asarray(axes.context, np.float64), llm.sliding_window)
-        pairs = attended_pairs(prompt, np.zeros_like(prompt), llm.sliding_window)
-        return cls(np.asarray(axes.batch, np.float64), attended, prompt, pairs)  # type: ignore[arg-type]
+        batch, context, prompt = (np.asarray(each, np.float64) for each in (axes.batch, axes.context, axes.prompt))
+        none, windows = np.zeros_like(prompt), (llm.common_window, llm.layer_window)
+        held = [attended_tokens(context, window) for window in windows]
+        pairs = [attended_pairs(prompt, none, window) for window in windows]
+        hybrid = llm.layer_window is not None
+        return cls(
+            batch,  # type: ignore[arg-type]
+            _Seen(context, held[0], held[1] if hybrid else None),  # type: ignore[arg-type]
+            _Seen(prompt, pairs[0], pairs[1] if hybrid else None),  # type: ignore[arg-type]
+        )
+
+    def block(self, b: slice, c: slice, p: slice) -> tuple[Scalar, _Seen, _Seen]:
+        """Return a part of each axis."""
+        some: tuple[Scalar, _Seen, _Seen] = (
+            self.batch[b],
+            *(jax.tree.map(lambda leaf, of=of: leaf[of], each) for each, of in ((self.context, c), (self.prompt, p))),
+        )
+        return some
 
 
-def _costs(
-    tier: TierParameters, shape: LlmShape, batch: Scalar, attended: Scalar, prompt: Scalar, pairs: Scalar
-) -> tuple[Scalar, Scalar]:
-    sequences = batch + jnp.minimum(prompt, 1.0)
+def _costs(tier: TierParameters, shape: LlmShape, batch: Scalar, context: _Seen, prompt: _Seen) -> tuple[Scalar, Scalar]:
+    sequences, nothing = batch + jnp.minimum(prompt.tokens, 1.0), jnp.zeros_like(prompt.tokens)
+    windowed = None
+    if context.windowed is not None and prompt.windowed is not None:
+        windowed = WindowedTotals(prompt.windowed, nothing, batch * context.windowed, nothing)
     step = StepFeatures(
-        prefill_tokens=prompt,
-        pairs=pairs,
-        prefill_context_tokens=jnp.zeros_like(prompt),
+        prefill_tokens=prompt.tokens,
+        pairs=prompt.seen,
+        prefill_context_tokens=nothing,
         decode_sequences=batch,
-        kv_tokens=batch * attended,
-        hidden_tokens=jnp.zeros_like(prompt),
+        kv_tokens=batch * context.seen,
+        hidden_tokens=nothing,
         sequences=sequences,
         emitting=sequences,
+        windowed=windowed,
     )
     cost = step_cost(tier, shape, step)
     return cost.seconds, cost.joules
 
 
 # One axis after the other, so that what depends on two of them (most operations do) is computed once for all of the third.
-_of_prompts = jax.vmap(_costs, in_axes=(None, None, None, None, 0, 0))
-_of_contexts = jax.vmap(_of_prompts, in_axes=(None, None, None, 0, None, None))
-_of_block = jax.jit(jax.vmap(_of_contexts, in_axes=(None, None, 0, None, None, None)))
+_of_prompts = jax.vmap(_costs, in_axes=(None, None, None, None, 0))
+_of_contexts = jax.vmap(_of_prompts, in_axes=(None, None, None, 0, None))
+_of_block = jax.jit(jax.vmap(_of_contexts, in_axes=(None, None, 0, None, None)))
 
 
 @double_precision
-def _model_block(parameters: tuple[TierParameters, LlmShape], axes: list[Array], blocks: list[slice]) -> tuple[Array, Array]:
-    batch, attended, prompt, pairs = (axis[block] for axis, block in zip(axes, (*blocks, blocks[2]), strict=True))
-    seconds, joules = _of_block(*parameters, batch, attended, prompt, pairs)
+def _model_block(parameters: tuple[TierParameters, LlmShape], totals: _Totals, blocks: list[slice]) -> tuple[Array, Array]:
+    seconds, joules = _of_block(*parameters, *totals.block(*blocks))
     return np.asarray(seconds), np.asarray(joules)
 
 
 def _model_chunks(parameters: tuple[TierParameters, LlmShape], totals: _Totals, size: int) -> Iterator[GridChunk]:
     """Yield blocks of one size, compiled once; where an axis ends inside one, its last entry repeats."""
-    axes = [np.asarray(each) for each in (totals.batch, totals.attended, totals.prompt, totals.pairs)]
-    lengths, sides, left = [len(axis) for axis in axes[:3]], [1, 1, 1], size
+    lengths = [len(np.asarray(each)) for each in (totals.batch, totals.context.tokens, totals.prompt.tokens)]
+    sides, left = [1, 1, 1], size
     for place in (2, 1, 0):
         most = min(left, _LONGEST_SIDE)
         sides[place] = -(-lengths[place] // -(-lengths[place] // most))
         left = max(1, left // sides[place])
-    padded = [np.pad(axis, (0, -len(axis) % side), mode="edge") for axis, side in zip(axes, (*sides, sides[2]), strict=True)]
+
+    def longer(axis: ModuleT, side: int) -> ModuleT:
+        grown: ModuleT = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, -len(leaf) % side), mode="edge"), axis)
+        return grown
+
+    padded = _Totals(longer(totals.batch, sides[0]), longer(totals.context, sides[1]), longer(totals.prompt, sides[2]))
 
     def block(corner: tuple[int, ...]) -> GridChunk:
         seconds, joules = _model_block(parameters, padded, [slice(at, at + side) for at, side in zip(corner, sides, strict=True)])
@@ -166,7 +197,9 @@ def _model_chunks(parameters: tuple[TierParameters, LlmShape], totals: _Totals, 
 
 def _law_chunks(law: StepLaw, totals: _Totals, size: int) -> Iterator[GridChunk]:
     """Yield all prompts of some contexts at a time: what depends on prompt and batch alone is computed once for all contexts."""
-    batch, attended, prompt, pairs = (np.asarray(x) for x in (totals.batch, totals.attended, totals.prompt, totals.pairs))
+    batch, attended, prompt, pairs = (
+        np.asarray(x) for x in (totals.batch, totals.context.seen, totals.prompt.tokens, totals.prompt.seen)
+    )
     some = max(1, size // len(prompt))
     for index, decoding in enumerate(batch):
         tokens, sequences = decoding + prompt, decoding + np.minimum(prompt, 1.0)

@@ -23,7 +23,7 @@ class Memory:
     kv_bytes_per_token, hidden_bytes_per_token
         Cache per token, replicas of KV heads on several GPUs included; the hidden cache is split over the GPUs.
     kv_token_budget
-        KV cache tokens that fit, whole blocks.
+        KV cache tokens that fit, whole blocks, those beyond sliding windows included (`memory`).
     """
 
     weights_bytes: float
@@ -38,7 +38,32 @@ def kv_bytes_per_token(llm: Llm, tp: int = 1) -> float:
     return llm.kv_bytes_per_token * kv_share(llm, tp) * tp
 
 
-def memory(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, block_tokens: int = 16) -> Memory:
+def held_share(llm: Llm, context_tokens: int, block_tokens: int = 16) -> float:
+    """Return the share of a sequence's cache that is held if layers with a sliding window drop what lies before it.
+
+    Parameters
+    ----------
+    llm
+        For its window, and the layers that have it.
+    context_tokens
+        Of the sequence, at least 1.
+    block_tokens
+        A window keeps whole blocks: up to one more than it needs.
+
+    Notes
+    -----
+    Engines that keep one table of blocks for all layers hold everything, engines with tables per kind of layer this share.
+    """
+    if llm.sliding_window is None:
+        return 1.0
+    kept = min(context_tokens, llm.sliding_window + block_tokens) / context_tokens
+    sliding = (llm.num_sliding_layers or llm.num_layers) / llm.num_layers
+    return 1.0 - sliding + sliding * kept
+
+
+def memory(
+    llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, block_tokens: int = 16, context_tokens: int | None = None
+) -> Memory:
     """Divide a replica's memory.
 
     Parameters
@@ -49,6 +74,9 @@ def memory(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, block_tokens: int 
         GPUs per layer, and pipeline stages.
     block_tokens
         Tokens of a cache block.
+    context_tokens
+        Of each sequence: layers with a sliding window then keep no more than it, and more sequences fit. None: every layer
+        keeps every token.
 
     Raises
     ------
@@ -67,7 +95,8 @@ def memory(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, block_tokens: int 
     usable = card.datasheet.memory_bytes * card.memory_utilisation * gpus
     reserve = card.efficiency.reserve_bytes * gpus
     per_token = kv_bytes_per_token(llm, tp)
-    blocks = int((usable - llm.weights_bytes - reserve) // (per_token * block_tokens))
+    held = per_token * (1.0 if context_tokens is None else held_share(llm, context_tokens, block_tokens))
+    blocks = int((usable - llm.weights_bytes - reserve) // (held * block_tokens))
     if blocks < 1:
         needed = llm.weights_bytes + reserve + per_token * block_tokens
         raise InfeasibleError(

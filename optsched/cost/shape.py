@@ -37,7 +37,8 @@ class Layout:
         Raises
         ------
         SpecError
-            If tp or pp is below 1, tp does not divide the heads, or pp exceeds the layers.
+            If tp or pp is below 1, tp does not divide the heads, pp exceeds the layers, or whole experts are to be spread over
+            GPUs by an llm that has none or fewer of them.
         """
         if self.tp < 1 or self.pp < 1:
             raise SpecError(f"tp={self.tp} and pp={self.pp} must be at least 1; give a positive number of GPUs")
@@ -49,6 +50,9 @@ class Layout:
             )
         if self.pp > llm.num_layers:
             raise SpecError(f"pp={self.pp} exceeds the {llm.num_layers} layers of {llm.name}; choose a smaller --pp")
+        if self.expert_parallel and (llm.moe is None or llm.moe.num_experts < self.tp):
+            held = f"{llm.moe.num_experts} experts" if llm.moe else "no experts"
+            raise SpecError(f"{llm.name} has {held} to spread over tp={self.tp} GPUs; leave out --expert-parallel")
 
 
 def kv_share(llm: Llm, tp: int) -> float:
@@ -83,7 +87,9 @@ class LlmShape(eqx.Module):
     cache_width
         Cached elements per token.
     window
-        Tokens that a layer attends back to; `UNLIMITED_TOKENS` without a sliding window.
+        Tokens that a layer attends back to; `UNLIMITED_TOKENS` without a sliding window, or with one in some layers only.
+    num_windowed_layers, layer_window
+        Layers with a sliding window beside others without, and that window; 0 and `UNLIMITED_TOKENS` where all are alike.
     ffn_size, ffn_matrices
         Width and number of matrices of the dense feed-forward.
     num_experts, experts_per_token, expert_size, shared_size
@@ -116,6 +122,8 @@ class LlmShape(eqx.Module):
     up_width: Scalar
     cache_width: Scalar
     window: Scalar
+    num_windowed_layers: Scalar
+    layer_window: Scalar
     ffn_size: Scalar
     ffn_matrices: Scalar
     num_experts: Scalar
@@ -157,7 +165,9 @@ class LlmShape(eqx.Module):
             "num_heads": llm.num_heads,
             **_attention(llm, layout.tp),
             "cache_width": llm.kv_width,
-            "window": llm.sliding_window or UNLIMITED_TOKENS,
+            "window": llm.common_window or UNLIMITED_TOKENS,
+            "num_windowed_layers": llm.num_windowed_layers,
+            "layer_window": llm.layer_window or UNLIMITED_TOKENS,
             "ffn_size": llm.ffn_size,
             "ffn_matrices": 3 if llm.gated_ffn else 2,
             "num_experts": moe.num_experts if moe else 1,

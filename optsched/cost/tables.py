@@ -66,7 +66,9 @@ def _is_fitted(laws: _Table, dtype: Dtype) -> bool:
     return any(each in laws and laws[each].fit is not None for each in same)
 
 
-def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None) -> StepLaw:
+def step_law(
+    llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None, expert_parallel: bool = False
+) -> StepLaw:
     """Return the step law of a replica: the measured one if its gpu has one, else the full model condensed.
 
     Parameters
@@ -77,6 +79,8 @@ def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | Non
         GPUs per layer, and pipeline stages (one batch in flight).
     link
         Between the replica's GPUs; None: the gpu's own interconnect.
+    expert_parallel
+        Whether the GPUs of a stage hold whole experts (`Layout`).
 
     Raises
     ------
@@ -87,29 +91,30 @@ def step_law(llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | Non
 
     Notes
     -----
-    gemm is piecewise linear between powers of two of T. Its increments and the slopes p, q, c, b, h, s solve one non-negative
-    least-squares problem on prefill, decode and mixed steps, each weighted by its step time, so that the relative error is
-    minimised; energies likewise. The law expects pairs and cached tokens after the sliding window, if the llm has one
-    (`attended_pairs`).
+    gemm is piecewise linear between powers of two of T, and the edges of tiles where the kernels' times show them. Its
+    increments and the slopes p, q, c, b, h, s solve one non-negative least-squares problem on prefill, decode and mixed
+    steps, each weighted by its step time, so that the relative error is minimised; energies likewise. The law expects pairs
+    and cached tokens after the sliding window if every layer of the llm has one (`attended_pairs`), and whole contexts if
+    any layer has none.
     """
     measured = fitted_law(tier.gpu, llm, tp, pp)
     if measured is not None:
         return measured
-    parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
-    most = float(llm.max_positions)
-    features = joined([prefill_steps(most), decode_steps(most), mixed_steps(most)])
+    parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link, expert_parallel=expert_parallel)
+    most, window, tile = float(llm.max_positions), llm.layer_window, float(parameters.gemm.row_quantum)
+    features = joined([prefill_steps(most, window, tile), decode_steps(most, window), mixed_steps(most, window)])
     costs = evaluate_steps(parameters, shape, features)
     return StepLaw(
         overhead_s=float(parameters.step_overhead_s),
         floor_s=float(launch_floor(parameters, shape)),
-        **_times(features, costs),
-        **_energies(features, costs),
+        **_times(features, costs, gemm_knots(tile)),
+        **_energies(features, costs, gemm_knots(tile)),
         idle_w=tier.gpu.efficiency.idle_w * tp * pp,
     )
 
 
 def replica_parameters(
-    llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None
+    llm: Llm, tier: Tier, *, tp: int = 1, pp: int = 1, link: Link | None = None, expert_parallel: bool = False
 ) -> tuple[TierParameters, LlmShape]:
     """Return what the full model needs of a replica.
 
@@ -118,7 +123,7 @@ def replica_parameters(
     SpecError, UnknownNameError
         As `step_law`.
     """
-    shape = LlmShape.of(llm, Layout(tp, pp))
+    shape = LlmShape.of(llm, Layout(tp, pp, expert_parallel))
     links = link_of(tier, link, tp * pp), network_of(tier, tp * pp)
     return TierParameters.of(tier, llm, *links, tp=tp), shape
 
@@ -147,8 +152,7 @@ def _columns(features: StepFeatures, knots: Float64[Array, " K"]) -> Float64[Arr
     )
 
 
-def _times(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[float, ...]]:
-    knots = gemm_knots()
+def _times(features: StepFeatures, costs: StepCosts, knots: Float64[Array, " K"]) -> dict[str, float | tuple[float, ...]]:
     solution = _weighted_nnls(_columns(features, knots), costs.work_s, 1.0 / costs.seconds)
     slopes = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s", "hidden_step_s")
     return {
@@ -158,8 +162,7 @@ def _times(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[
     }
 
 
-def _energies(features: StepFeatures, costs: StepCosts) -> dict[str, float | tuple[float, ...]]:
-    knots = gemm_knots()
+def _energies(features: StepFeatures, costs: StepCosts, knots: Float64[Array, " K"]) -> dict[str, float | tuple[float, ...]]:
     solution = _weighted_nnls(_columns(features, knots), costs.dynamic_j, 1.0 / costs.joules)
     slopes = ("pair_j", "prefill_context_j", "kv_j", "sequence_j", "hidden_j", "hidden_step_j")
     return {
@@ -207,7 +210,7 @@ def step_law_error(
     """
     parameters, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
     errors = {}
-    for kind, features in random_steps(seed, most_context=float(llm.max_positions)).items():
+    for kind, features in random_steps(seed, most_context=float(llm.max_positions), window=llm.layer_window).items():
         costs = evaluate_steps(parameters, shape, features)
         totals = law_totals(features)
         seconds = law.step_s(**totals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
@@ -51,9 +52,8 @@ def compute_operations(shape: LlmShape, features: StepFeatures) -> dict[str, Ope
     s, f = shape, features
     return {
         **_projections(s, f),
-        "prefill_attention": _prefill_attention(s, f),
-        "decode_attention": _decode_attention(s, f),
-        **_rebuild(s, f),
+        **_cached(s, f, _plain_layers(s, f), s.window),
+        **_windowed(s, f),
         **_feed_forward(s, f),
         "elementwise": Elementwise(
             s.num_layers * _present(f.tokens),
@@ -99,9 +99,34 @@ def _projections(s: LlmShape, f: StepFeatures) -> dict[str, Operation]:
     }
 
 
-def _prefill_attention(s: LlmShape, f: StepFeatures) -> PrefillAttention:
+def _plain_layers(s: LlmShape, f: StepFeatures) -> Scalar:
+    """Return the layers that see what the step's totals say."""
+    return s.num_layers if f.windowed is None else s.num_layers - s.num_windowed_layers
+
+
+def _windowed(s: LlmShape, f: StepFeatures) -> dict[str, Operation]:
+    """Return attention and rebuild of the layers with a sliding window, where others have none."""
+    if f.windowed is None:
+        return {}
+    w = f.windowed
+    seen = (w.pairs, w.prefill_context_tokens, w.kv_tokens, w.hidden_tokens)
+    within = eqx.tree_at(lambda each: (each.pairs, each.prefill_context_tokens, each.kv_tokens, each.hidden_tokens), f, seen)
+    found = _cached(s, within, s.num_windowed_layers, s.layer_window)
+    return {f"windowed_{name}": operation for name, operation in found.items()}
+
+
+def _cached(s: LlmShape, f: StepFeatures, layers: Scalar, window: Scalar) -> dict[str, Operation]:
+    """Return what some layers do with the caches: attention, and the rebuild of K and V from hidden cache."""
+    return {
+        "prefill_attention": _prefill_attention(s, f, layers),
+        "decode_attention": _decode_attention(s, f, layers, window),
+        **_rebuild(s, f, layers),
+    }
+
+
+def _prefill_attention(s: LlmShape, f: StepFeatures, layers: Scalar) -> PrefillAttention:
     return PrefillAttention(
-        count=s.num_layers * _present(f.prefill_tokens),
+        count=layers * _present(f.prefill_tokens),
         tokens=_at_least_one(f.prefill_tokens),
         context_tokens=f.prefill_context_tokens,
         pairs=f.pairs,
@@ -116,9 +141,9 @@ def _prefill_attention(s: LlmShape, f: StepFeatures) -> PrefillAttention:
     )
 
 
-def _decode_attention(s: LlmShape, f: StepFeatures) -> DecodeAttention:
+def _decode_attention(s: LlmShape, f: StepFeatures, layers: Scalar, window: Scalar) -> DecodeAttention:
     return DecodeAttention(
-        count=s.num_layers * _present(f.decode_sequences),
+        count=layers * _present(f.decode_sequences),
         sequences=_at_least_one(f.decode_sequences),
         cached_tokens=f.kv_tokens + f.hidden_tokens,
         heads=s.num_heads / s.tp,
@@ -128,18 +153,18 @@ def _decode_attention(s: LlmShape, f: StepFeatures) -> DecodeAttention:
         cache_width=s.cache_width * s.kv_share,
         cache_bytes=s.cache_bytes,
         activation_bytes=s.activation_bytes,
-        window=s.window,
+        window=window,
     )
 
 
-def _rebuild(s: LlmShape, f: StepFeatures) -> dict[str, Operation]:
+def _rebuild(s: LlmShape, f: StepFeatures, layers: Scalar) -> dict[str, Operation]:
     """Return the rebuild of K and V from hidden cache: a product with weights already at hand, and what it moves besides."""
     width = s.cache_width * s.kv_share
     # The cached layer input is split over the GPUs at rest and gathered into a buffer: read once more, and written.
     gathered = jnp.where(s.tp > 1.0, 1.0, 0.0) * (s.hidden_size + s.hidden_size / s.tp)
     return {
         "hidden_rebuild": Gemm(
-            s.num_layers * _present(f.hidden_tokens),
+            layers * _present(f.hidden_tokens),
             _at_least_one(f.hidden_tokens),
             s.hidden_size,
             width,
@@ -148,7 +173,7 @@ def _rebuild(s: LlmShape, f: StepFeatures) -> dict[str, Operation]:
             jnp.zeros_like(s.weight_bytes),
         ),
         "hidden_rotation": Elementwise(
-            s.num_layers * _present(f.hidden_tokens),
+            layers * _present(f.hidden_tokens),
             jnp.zeros_like(f.hidden_tokens),  # the kernels that rotate and store the new tokens do these too
             f.hidden_tokens * (gathered + s.rotated_elements * s.kv_share) * s.cache_bytes,
         ),
@@ -202,14 +227,14 @@ def communications(shape: LlmShape, features: StepFeatures, gpus_per_node: Scala
     exchanged = s.num_moe_layers * _present(s.expert_groups - 1.0)
     hand_overs = s.pp - 1.0
     crossing = jnp.clip((jnp.ceil(s.tp * s.pp / gpus_per_node) - 1.0) / _at_least_one(hand_overs), 0.0, 1.0)
+
+    def gather(layers: Scalar, hidden: Scalar) -> Communication:
+        return Communication(several * layers * _present(hidden), hidden * s.hidden_size * s.cache_bytes, s.tp, "all_gather")
+
     return {
         "all_reduce": Communication(several * used * (2.0 * s.num_layers - exchanged), activations, s.tp, "all_reduce"),
         "expert_exchange": Communication(used * 2.0 * exchanged, activations * s.experts_per_token / s.tp, s.tp, "all_to_all"),
-        "hidden_gather": Communication(
-            several * s.num_layers * _present(f.hidden_tokens),
-            f.hidden_tokens * s.hidden_size * s.cache_bytes,
-            s.tp,
-            "all_gather",
-        ),
+        "hidden_gather": gather(_plain_layers(s, f), f.hidden_tokens),
+        **({} if f.windowed is None else {"windowed_hidden_gather": gather(s.num_windowed_layers, f.windowed.hidden_tokens)}),
         "stage_hand_over": Communication(used * hand_overs, activations / s.tp, crossing, "hand_over"),
     }

@@ -97,6 +97,7 @@ class _Replica:
     tp: int
     pp: int
     link: Link | None
+    expert_parallel: bool
 
     def parameters(self, path: Path, factors: dict[str, float]) -> TierParameters | None:
         """Return the tier's numbers with some coefficients multiplied; None where a rule of the records forbids it."""
@@ -109,7 +110,7 @@ class _Replica:
                 other = _scaled(link, path[1:], factors)
                 link = other if isinstance(other, Link) else link
             tier = Tier(gpu, self.tier.power_cap_w, self.tier.engine)
-            return replica_parameters(self.llm, tier, tp=self.tp, pp=self.pp, link=link)[0]
+            return replica_parameters(self.llm, tier, tp=self.tp, pp=self.pp, link=link, expert_parallel=self.expert_parallel)[0]
         except ValidationError:
             return None
 
@@ -180,13 +181,20 @@ def _heldout(fitted: list[tuple[Path, Fit]]) -> dict[str, float]:
 
 @double_precision
 def uncertainties(
-    llm: Llm, tier: Tier, steps: Sequence[StepFeatures], *, tp: int = 1, pp: int = 1, link: Link | None = None
+    llm: Llm,
+    tier: Tier,
+    steps: Sequence[StepFeatures],
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    link: Link | None = None,
+    expert_parallel: bool = False,
 ) -> list[Uncertainty]:
     """Return the errors of total time and energy of several sets of steps of one replica.
 
     Parameters
     ----------
-    llm, tier, tp, pp, link
+    llm, tier, tp, pp, link, expert_parallel
         The replica, as in `optsched.cost.tables.step_law`.
     steps
         One step, or many, each.
@@ -200,8 +208,8 @@ def uncertainties(
     of them. The variance tells how well the measurements pin the coefficients down, not how well a law with the best
     coefficients describes a card: that is `Uncertainty.model_error`, and usually larger.
     """
-    plain, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link)
-    replica = _Replica(llm, tier, tp, pp, link_of(tier, link, tp * pp))
+    plain, shape = replica_parameters(llm, tier, tp=tp, pp=pp, link=link, expert_parallel=expert_parallel)
+    replica = _Replica(llm, tier, tp, pp, link_of(tier, link, tp * pp), expert_parallel)
     fitted = replica.fitted(plain)
     if not fitted:
         return [Uncertainty(None, None, None, ()) for _ in steps]

@@ -21,6 +21,8 @@ class GemmLaw(Frozen):
     wave_outer, wave_rows, tile_rows
         The wave of tiles that leaves multiprocessors idle: `wave_outer` columns of ``wave_rows + M tile_rows / (M +
         tile_rows)`` rows come on top of M N. It is what a product with few tiles takes.
+    row_quantum, row_padding
+        Rows of the kernels' largest tile (0: times do not show it), and how much of the rows that fill up tiles is paid.
     overlap
         How little compute and memory hide each other: where both take as long, the product takes ``1 + overlap`` times that.
     output
@@ -46,6 +48,8 @@ class GemmLaw(Frozen):
     wave_outer: float = Field(default=1200.0, gt=0)
     wave_rows: float = Field(default=40.0, gt=0)
     tile_rows: float = Field(default=200.0, gt=0)
+    row_quantum: float = Field(default=0.0, ge=0)
+    row_padding: float = Field(default=0.7, gt=0, le=1)
     overlap: float = Field(default=0.25, gt=0, le=1)
     output: float = Field(default=1.1, ge=1)
     fixed_bytes: float = Field(default=1e5, gt=0)

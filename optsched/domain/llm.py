@@ -73,8 +73,8 @@ class Llm(Frozen):
         Attention heads, heads of the KV cache, and width of one head (``num_heads * head_dim`` may differ from d).
     ffn_size
         Intermediate width of the dense feed-forward.
-    sliding_window
-        Tokens a layer attends back to, if limited.
+    sliding_window, num_sliding_layers
+        Tokens a layer attends back to, if limited, and how many layers are (None: all); the others see everything.
     rope_scaling
         How rotary frequencies are scaled for long contexts (``llama3``, ``yarn``, ...), if they are; costs do not depend on it.
     dtype, kv_dtype
@@ -96,6 +96,7 @@ class Llm(Frozen):
     rope_theta: float | None = Field(default=None, gt=0)
     norm_epsilon: float = Field(default=1e-5, gt=0)
     sliding_window: int | None = Field(default=None, gt=0)
+    num_sliding_layers: int | None = Field(default=None, gt=0)
     rope_scaling: str | None = None
     moe: Moe | None = None
     mla: Mla | None = None
@@ -114,6 +115,30 @@ class Llm(Frozen):
         if self.moe is not None and self.moe.num_dense_layers > self.num_layers:
             raise ValueError(f"num_dense_layers {self.moe.num_dense_layers} exceeds num_layers {self.num_layers}")
         return self
+
+    @model_validator(mode="after")
+    def _window_has_layers(self) -> Self:
+        if self.num_sliding_layers is not None:
+            if self.sliding_window is None:
+                raise ValueError(f"num_sliding_layers {self.num_sliding_layers} needs a sliding_window")
+            if self.num_sliding_layers > self.num_layers:
+                raise ValueError(f"num_sliding_layers {self.num_sliding_layers} exceeds num_layers {self.num_layers}")
+        return self
+
+    @property
+    def num_windowed_layers(self) -> int:
+        """Layers with a sliding window beside others without; 0 where all layers are alike."""
+        return 0 if self.num_sliding_layers in (None, self.num_layers) else self.num_sliding_layers or 0
+
+    @property
+    def common_window(self) -> int | None:
+        """The sliding window that every layer has; None where any layer sees everything."""
+        return None if self.num_windowed_layers else self.sliding_window
+
+    @property
+    def layer_window(self) -> int | None:
+        """The sliding window of some layers, where others see everything; None where all layers are alike."""
+        return self.sliding_window if self.num_windowed_layers else None
 
     @property
     def runtime_refusal(self) -> str | None:

@@ -125,3 +125,15 @@ def test_an_engine_without_cuda_graphs_spends_much_of_a_decode_step_on_launches(
     assert "Overheads of the engine take" in capsys.readouterr().out
     assert invoke([*given[:-1], "magic"]) == 1
     assert "magic" in capsys.readouterr().err
+
+
+def test_a_pipeline_shows_what_it_decodes_when_full(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["estimate", "--llm", "qwen3-30b-a3b", "--tier", "h100-sxm", "--tp", "2", "--pp", "2", "--expert-parallel"]
+    assert invoke([*command, "--batch", "16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["pipeline"]
+    assert (found["batches"], found["sequences"]) == (2, 8)
+    assert found["tokens_per_s"] > found["alone_tokens_per_s"]
+    assert invoke([*command, "--batch", "16"]) == 0
+    text = capsys.readouterr().out
+    assert "Full pipeline: 2 batches of 8 sequences in flight" in text
+    assert "tp=2, pp=2, whole experts" in text

@@ -40,8 +40,8 @@ RESOURCES = (
     "cache_saving",
 )
 COSTS = ("overhead_s", "latency_s", "launch_s", "half_rows", "half_inner", "half_outer", "hops", "passes")
-# Whole numbers, at which the number of nodes jumps.
-COUNTS = ("gpus_per_node", "gpus_per_port")
+# Whole numbers, at which the number of nodes or of tiles jumps.
+COUNTS = ("gpus_per_node", "gpus_per_port", "row_quantum")
 
 
 @double_precision

@@ -14,6 +14,7 @@ from optsched.cost.tables import origin, replica_parameters, step_law, step_law_
 from optsched.domain.elementwise_law import ElementwiseLaw
 from optsched.domain.gemm_law import GemmLaw
 from optsched.domain.hardware import FittedStepLaw, Tier
+from optsched.domain.llm import Llm
 from optsched.domain.step_law import StepLaw
 from optsched.errors import UnknownNameError
 
@@ -35,8 +36,17 @@ MEASURED = StepLaw(
 
 @pytest.mark.parametrize(("llm", "tier", "tp", "pp"), REPLICAS)
 def test_the_step_law_stays_within_its_published_error(llm: str, tier: str, tp: int, pp: int) -> None:
-    shape, place = catalog.llm(llm), catalog.tier(tier)
-    found = step_law_error(step_law(shape, place, tp=tp, pp=pp), shape, place, tp=tp, pp=pp)
+    assert_within_published_error(catalog.llm(llm), catalog.tier(tier), tp, pp)
+
+
+def test_the_step_law_follows_the_tiles_of_8_bit_products() -> None:
+    llm = catalog.llm("llama-3.1-8b").replace(dtype="fp8", kv_dtype="bf16")
+    assert catalog.gpu("h100-sxm").efficiency.gemm["fp8"].row_quantum == 256
+    assert_within_published_error(llm, catalog.tier("h100-sxm"))
+
+
+def assert_within_published_error(llm: Llm, tier: Tier, tp: int = 1, pp: int = 1) -> None:
+    found = step_law_error(step_law(llm, tier, tp=tp, pp=pp), llm, tier, tp=tp, pp=pp)
     assert max(each.mape for each in found.values()) <= 0.03
     assert max(each.max for each in found.values()) <= 0.15
     assert max(each.energy_mape for each in found.values()) <= 0.05

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from optsched import catalog
 from optsched.cost.elementwise import ElementwiseParameters, elementwise_s
-from optsched.cost.gemm import GemmParameters, gemm_bytes, gemm_flops, gemm_s, uncached
+from optsched.cost.gemm import GemmParameters, gemm_bytes, gemm_flops, gemm_s, padded_rows, uncached
 from optsched.cost.gemm_tables import peak_of
 from optsched.cost.precision import double_precision, scalar
 from optsched.cost.roofline import Card
@@ -157,24 +157,26 @@ def test_the_l40s_table_itself_beats_the_datasheet_where_activations_fit_its_cac
     assert packaged("l40s", "bf16", 32768, 4096, 32) > 268e6 / 864e9
 
 
-NAMES = [name for name in GemmParameters.__dataclass_fields__ if name != "converted_bytes"]
+NAMES = [name for name in GemmParameters.__dataclass_fields__ if name not in ("converted_bytes", "row_quantum")]
 STEP = 1e-5
 
 
-def log_seconds(x: Float[jax.Array, " P"], converted_bytes: Float[jax.Array, ""]) -> Float[jax.Array, ""]:
+def log_seconds(x: Float[jax.Array, " P"], fixed: Float[jax.Array, " F"]) -> Float[jax.Array, ""]:
     values = {name: jnp.exp(x[index]) for index, name in enumerate(NAMES)}
     sizes = [jnp.exp(each) for each in x[len(NAMES) :]]
-    parameters = GemmParameters(**values, converted_bytes=converted_bytes)
+    parameters = GemmParameters(**values, converted_bytes=fixed[0], row_quantum=fixed[1])
     return jnp.log(gemm_s(parameters, CARD, *sizes, scalar(2.0), scalar(2.0), 1.0))
 
 
-@given(law=laws(), log_sizes=st.tuples(*[st.floats(0.0, 11.0)] * 3))
-def test_gradients_are_finite_differences(law: GemmLaw, log_sizes: tuple[float, float, float]) -> None:
+@given(law=laws(), log_sizes=st.tuples(*[st.floats(0.0, 11.0)] * 3), tile=st.sampled_from([0.0, 256.0]))
+def test_gradients_are_finite_differences(law: GemmLaw, log_sizes: tuple[float, float, float], tile: float) -> None:
+    # Tiles begin at multiples of four and one row later; between these the staircase is flat.
+    rows = np.log(np.exp(log_sizes[0]) // 4 * 4 + 3) if tile else log_sizes[0]
     with jax.enable_x64(True):
-        start = np.array([np.log(getattr(law, name)) for name in NAMES] + list(log_sizes))
-        steps = STEP * np.eye(len(start))
-        found = np.asarray(SLOPES(start, np.float64(law.converted_bytes)))
-        around = [np.asarray(VALUES(start + sign * steps, np.float64(law.converted_bytes))) for sign in (1.0, -1.0)]
+        start = np.array([np.log(getattr(law, name)) for name in NAMES] + [rows, *log_sizes[1:]])
+        steps, fixed = STEP * np.eye(len(start)), np.array([law.converted_bytes, tile])
+        found = np.asarray(SLOPES(start, fixed))
+        around = [np.asarray(VALUES(start + sign * steps, fixed)) for sign in (1.0, -1.0)]
     assert found == pytest.approx((around[0] - around[1]) / (2 * STEP), rel=1e-5, abs=1e-8)
 
 
@@ -204,3 +206,26 @@ def test_memory_passes_are_launches_and_bytes() -> None:
     law = ElementwiseParameters.of(ElementwiseLaw(memory=0.5, cache_saving=1e-9, launch_s=2e-6))
     assert float(elementwise_s(law, CARD, scalar(5), scalar(3.35e9))) == pytest.approx(5 * 2e-6 + 2e-3)
     assert float(elementwise_s(law, CARD, scalar(0), scalar(3.35e9))) == pytest.approx(2e-3)
+
+
+@given(rows=st.integers(1, 5000), tile=st.sampled_from([64.0, 128.0, 256.0]))
+def test_rows_fill_whole_tiles(rows: int, tile: float) -> None:
+    small = next((tile * share for share in (1 / 16, 1 / 4, 1 / 2) if rows <= tile * share), tile)
+    with jax.enable_x64(True):
+        assert float(padded_rows(scalar(rows), scalar(tile))) == small * -(-rows // small)
+
+
+@given(rows=st.floats(0.5, 3000.0), more=st.floats(0.0, 2.0), tile=st.sampled_from([64.0, 256.0]))
+def test_tiles_never_shrink_between_whole_rows_either(rows: float, more: float, tile: float) -> None:
+    with jax.enable_x64(True):
+        one, two = (float(padded_rows(scalar(each), scalar(tile))) for each in (rows, rows + more))
+    assert one <= two * (1 + 1e-12)
+    assert one >= rows * (1 - 1e-12) or rows > int(rows)
+
+
+def test_a_row_beyond_a_tile_costs_a_tile() -> None:
+    law = GemmLaw(row_quantum=256.0, row_padding=1.0)
+    one, full, over, next_full = (seconds(law, rows, 8192.0, 8192.0) for rows in (513.0, 768.0, 769.0, 1024.0))
+    assert one == pytest.approx(full, rel=0.03)
+    assert over > 1.2 * full
+    assert over == pytest.approx(next_full, rel=0.03)

@@ -41,6 +41,16 @@ def test_a_fit_predicts_the_law_that_made_the_rows_on_shapes_it_never_saw() -> N
     assert found.law.converted_bytes == 0
 
 
+def test_the_staircase_of_tiles_is_chosen_by_the_rows_that_are_fitted_to() -> None:
+    rows, card = grid("int8"), card_of(GPU.datasheet, peak_of(GPU, "int8"))
+    fine = replace(rows, rows=np.where(rows.rows > 128, rows.rows + np.arange(len(rows)) % 200, rows.rows))
+    truth = GemmLaw(converted_bytes=1.0, row_quantum=128.0, row_padding=0.9)
+    found = fit_gemm(replace(fine, seconds=gemm_seconds(truth, card, fine)), card, "2026-11-21", ridge=1e-3)
+    assert found.law.row_quantum == 128
+    assert found.law.row_padding == pytest.approx(0.9, rel=0.05)
+    assert "row_quantum" not in found.fit.parameters
+
+
 def test_a_sweep_becomes_a_law_for_each_of_its_data_types(tmp_path: Path) -> None:
     rows = timed(TRUTH)
     path = tmp_path / "gemm_perf.parquet"

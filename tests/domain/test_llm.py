@@ -164,3 +164,13 @@ def _transformers_params(llm: Llm) -> int:
     # transformers keeps the router's bias as a buffer; DeepSeek's own code and checkpoint have it as a parameter.
     biases = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias"))
     return int(model.num_parameters()) + biases
+
+
+def test_layers_with_a_window_need_one_and_are_no_more_than_all() -> None:
+    llm = catalog.llm("qwen3-8b")
+    with pytest.raises(ValidationError, match="num_sliding_layers 9 needs a sliding_window"):
+        llm.replace(num_sliding_layers=9)
+    with pytest.raises(ValidationError, match="num_sliding_layers 37 exceeds num_layers 36"):
+        llm.replace(sliding_window=512, num_sliding_layers=37)
+    assert llm.replace(sliding_window=512, num_sliding_layers=36).common_window == 512
+    assert llm.replace(sliding_window=512, num_sliding_layers=35).common_window is None

@@ -10,13 +10,27 @@ from optsched.cost.memory import kv_token_budget
 from optsched.cost.tables import step_law, step_law_error
 
 ROOT = Path(__file__).resolve().parents[2]
+# Name, llm, gpu and tp.
 REPLICAS = [
-    ("qwen3-0.6b", "a40", 1),
-    ("llama-3.1-8b", "h100-sxm", 1),
-    ("opt-13b", "a100-40gb", 1),
-    ("qwen3-30b-a3b", "h200", 1),
-    ("deepseek-v3", "h200", 8),
-    ("llama-3.1-70b", "h100-sxm", 4),
+    ("qwen3-0.6b", catalog.llm("qwen3-0.6b"), "a40", 1),
+    ("llama-3.1-8b", catalog.llm("llama-3.1-8b"), "h100-sxm", 1),
+    ("opt-13b", catalog.llm("opt-13b"), "a100-40gb", 1),
+    ("qwen3-30b-a3b", catalog.llm("qwen3-30b-a3b"), "h200", 1),
+    ("deepseek-v3", catalog.llm("deepseek-v3"), "h200", 8),
+    ("llama-3.1-70b", catalog.llm("llama-3.1-70b"), "h100-sxm", 4),
+    ("llama-3.1-8b in fp8", catalog.llm("llama-3.1-8b").replace(dtype="fp8", kv_dtype="bf16"), "h100-sxm", 1),
+    (
+        "llama-3.1-8b, 24 layers of 32 with a window of 1,024",
+        catalog.llm("llama-3.1-8b").replace(sliding_window=1024, num_sliding_layers=24),
+        "h100-sxm",
+        1,
+    ),
+    (
+        "llama-3.1-8b, 16 layers of 32 with a window of 128",
+        catalog.llm("llama-3.1-8b").replace(sliding_window=128, num_sliding_layers=16),
+        "h100-sxm",
+        1,
+    ),
 ]
 BUDGETS = [
     ("qwen3-0.6b", "a40", 308_448, "reported by vLLM 0.11 in the ConServe artifact"),
@@ -43,8 +57,8 @@ def signed(share: float) -> str:
 def step_law_table() -> str:
     """Return the error of the condensed step law against the full model."""
     rows = []
-    for name, tier_name, tp in REPLICAS:
-        llm, tier = catalog.llm(name), catalog.tier(tier_name)
+    for name, llm, tier_name, tp in REPLICAS:
+        tier = catalog.tier(tier_name)
         errors = step_law_error(step_law(llm, tier, tp=tp), llm, tier, tp=tp)
         for kind, error in errors.items():
             figures = [error.mape, error.max, error.energy_mape, error.energy_max]

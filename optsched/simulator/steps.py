@@ -150,6 +150,27 @@ def _launch(state: State, engine: Engine, replica: int, content: Content, now_s:
 
 
 @lean
+def _compose(state: State, engine: Engine, policy: int, replica: int, now_s: float) -> Content:
+    """Ask the policy, apply what it decides, and return what the step computes."""
+    replicas, counts = state.replicas, state.replicas.counts[replica]
+    replicas.woken[replica] = False
+    view = ReplicaEngine(
+        now_s, replicas.free_blocks[replica], replicas.total_blocks[replica], engine.block_tokens,
+        replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
+        engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s, engine.parameters,
+        replicas.law[replica],
+    )  # fmt: skip
+    running, replicas.refused[replica] = counts[0], engine.steady
+    segments = Counts(counts[0], counts[1], counts[2])
+    queue = replicas.queue[replica, : counts[0] + counts[1] + counts[2]]
+    most = call_policy(policy, state.requests, queue, segments, view, state.decision)
+    _evict(state, replica, now_s)
+    content = _reserve(state, engine, replica, _admit(state.decision, replicas, replica, most))
+    replicas.refused[replica] &= content.sequences > 0 and content.sequences == running and content.decodes == running
+    return content
+
+
+@lean
 def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
     """Have an idle replica take its next step, if it has work and its policy schedules any."""
     replicas = state.replicas
@@ -162,22 +183,12 @@ def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
     if engine.prefixes:
         squeeze(state, replica)
         claim_prefixes(state, engine, replica)
-    view = ReplicaEngine(
-        now_s, replicas.free_blocks[replica], replicas.total_blocks[replica], engine.block_tokens,
-        replicas.watermark_blocks[replica], replicas.max_batched_tokens[replica], engine.max_sequences,
-        engine.hidden_ratio, engine.rho_s_per_block, engine.ttft_slo_s, engine.tbt_slo_s, engine.parameters,
-        replicas.law[replica],
-    )  # fmt: skip
-    running, replicas.refused[replica] = counts[0], engine.steady
-    segments = Counts(counts[0], counts[1], counts[2])
-    queue = replicas.queue[replica, : counts[0] + counts[1] + counts[2]]
-    most = call_policy(policy, state.requests, queue, segments, view, state.decision)
-    _evict(state, replica, now_s)
-    number = _admit(state.decision, replicas, replica, most)
-    if number == 0:
-        return
-    content = _reserve(state, engine, replica, number)
-    replicas.refused[replica] &= content.sequences == running and content.decodes == running
+    content = _compose(state, engine, policy, replica, now_s)
+    evictable = counts[0] + counts[1] + counts[2]
+    while engine.prefixes and content.sequences == 0 and replicas.woken[replica] and evictable > 0:
+        # What was evicted shared its blocks, and freed none. Without those who only shared, the policy sees what there is.
+        content = _compose(state, engine, policy, replica, now_s)
+        evictable -= 1
     if content.sequences > 0:
         _launch(state, engine, replica, content, now_s)
     if engine.prefixes:

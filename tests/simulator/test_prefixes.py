@@ -105,6 +105,14 @@ def test_requests_that_share_their_beginning_fit_where_they_would_not_alone() ->
     assert together.preemptions == 0
 
 
+def test_a_step_that_evicted_only_what_is_shared_is_composed_again() -> None:
+    """Three decodes fill five blocks, each to its last token; the last prompt in the queue shares two with one of them."""
+    prompts: list[tuple[int, list[int], int]] = [(1, [], 17), (17, [], 17), (33, [1], 1), (1, [], 1), (1, [], 1), (33, [1], 1)]
+    log = simulate(plan_of(5, "fastgen"), sharing(prompts, [0.0] * 6))
+    assert np.isfinite(log.end_s).all()
+    assert log.preemptions > 0
+
+
 def test_memory_forgets_the_prompt_that_was_used_least_recently() -> None:
     """16 blocks hold two prompts of 7; the third drives out the end of the second, since the first was used again."""
     first, second, third = (97, [1, 2, 3], 1), (97, [4, 5, 6], 1), (97, [7, 8, 9], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jaxtyping import Float, Float64, PyTree
@@ -77,18 +79,31 @@ def fit_gemm(rows: GemmRows, card: Card, date: str, prior: GemmLaw | None = None
     ProblemError
         If there are too few rows.
     """
-    found = [_fit_with_tiles(rows, card, date, prior or GemmLaw(), ridge, tile) for tile in TILES.get(rows.dtype, (0.0,))]
+
+    def predict(law: GemmParameters, shapes: PyTree) -> Float[jax.Array, " S"]:
+        return predict_gemms(law, card, shapes, rows.dtype, 1.0)
+
+    # One function for all, so that what it compiles to is shared.
+    tiles = TILES.get(rows.dtype, (0.0,))
+    found = [_fit_with_tiles(rows, predict, date, prior or GemmLaw(), ridge, tile) for tile in tiles]
     judged = gemm_split(rows).train & (rows.seconds >= LAUNCH_BOUND_S)
     return min(found, key=lambda each: float(each.errors[judged].mean()))
 
 
-def _fit_with_tiles(rows: GemmRows, card: Card, date: str, prior: GemmLaw, ridge: float, tile: float) -> Fitted[GemmLaw]:
+def _fit_with_tiles(
+    rows: GemmRows,
+    predict: Callable[[GemmParameters, PyTree], Float[jax.Array, " S"]],
+    date: str,
+    prior: GemmLaw,
+    ridge: float,
+    tile: float,
+) -> Fitted[GemmLaw]:
     converted = CONVERTED_BYTES.get(rows.dtype, 0.0)
     fixed = ("converted_bytes", "row_quantum") if converted else (*_CONVERSION, "row_quantum")
     return fit_law(
         prior.replace(converted_bytes=converted, row_quantum=tile, fit=None),
         GemmParameters,
-        lambda law, shapes: predict_gemms(law, card, shapes, rows.dtype, 1.0),
+        predict,
         shapes_of(rows),
         rows.seconds,
         gemm_split(rows),

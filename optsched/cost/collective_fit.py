@@ -88,6 +88,11 @@ def fit_exchange(rows: CollectiveRows, link: Link, date: str, *, ridge: float = 
     ------
     ProblemError
         If the rows are of several kinds or sizes, or too few.
+
+    Notes
+    -----
+    Between nodes no switch sums on the way, so nothing exceeds a port's rate: a share that the rows would put above it, which
+    they can where they end before the rate is reached, is 1.
     """
     groups = {(str(kind), int(gpus)) for kind, gpus in zip(rows.kind, rows.gpus, strict=True)}
     if len(groups) != 1:
@@ -98,11 +103,16 @@ def fit_exchange(rows: CollectiveRows, link: Link, date: str, *, ridge: float = 
     def predict(law: ExchangeParameters, num_bytes: Float[jax.Array, " S"]) -> Float[jax.Array, " S"]:
         return exchange_s(law, scalar(link.bytes_per_s), scalar(link.latency_s), num_bytes, scalar(share), scalar(one_shot_share))
 
-    divided = split(rows.keys())
-    provenance = Provenance(rows.source, date, rows.left_out)
-    fitted = fit_law(
-        prior_law(kind, gpus), ExchangeParameters, predict, rows.num_bytes, rows.seconds, divided, provenance, ridge=ridge
-    )
+    def fit(start: ExchangeLaw, fixed: tuple[str, ...] = ()) -> Fitted[ExchangeLaw]:
+        return fit_law(
+            start, ExchangeParameters, predict, rows.num_bytes, rows.seconds, divided, provenance, fixed=fixed, ridge=ridge
+        )
+
+    divided, provenance = split(rows.keys()), Provenance(rows.source, date, rows.left_out)
+    fitted = fit(prior := prior_law(kind, gpus))
+    above = tuple(name for name in ("bandwidth", "ring_bandwidth") if getattr(fitted.law, name) > 1.0)
+    if above and rows.nodes.min() > 1:
+        fitted = fit(prior.replace(**dict.fromkeys(above, 1.0)), above)
     return ExchangeFit(rows, divided, fitted)
 
 

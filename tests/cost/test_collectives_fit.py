@@ -66,6 +66,13 @@ def test_all_reduces_of_full_nodes_give_the_law_between_them() -> None:
     assert law.all_reduce.two.ring_bandwidth == pytest.approx(0.6, rel=0.05)
 
 
+def test_between_nodes_no_law_exceeds_the_rate_of_a_port() -> None:
+    faster = timed(prior_law("send", 2).replace(ring_bandwidth=1.4), "send", 2, nodes=2)
+    law = fit_exchange(faster, LINK, "2026-01-01").fitted.law
+    assert law.ring_bandwidth == 1.0
+    assert "ring_bandwidth" not in law.fit.parameters
+
+
 def test_mixed_rows_and_unknown_kinds_are_named() -> None:
     rows = timed(prior_law("send", 2), "send", 2)
     mixed = CollectiveRows(

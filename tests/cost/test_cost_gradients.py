@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float64
 
@@ -78,7 +78,7 @@ def elasticities_of(index: int, features: StepFeatures, tier: TierParameters | N
     return np.array(list(elasticities(tier or own, shape, features).values()))
 
 
-def by_finite_differences(index: int, features: StepFeatures, width: float = 1e-4) -> Float64[np.ndarray, " P"]:
+def by_finite_differences(index: int, features: StepFeatures, width: float = 2e-5) -> Float64[np.ndarray, " P"]:
     """Return the same by central differences."""
     tier, shape = PARAMETERS[index]
     leaves, structure = jax.tree.flatten(tier)
@@ -94,7 +94,12 @@ def repeated(shape: LlmShape, features: StepFeatures, *, number: int) -> tuple[L
     return together
 
 
+# Where an all-reduce is about to change its kernel: the corner is sharp, and wide differences miss it.
+CORNER = StepFeatures.of(prefill_tokens=700.0, pairs=245_000.0, decode_sequences=300.0, kv_tokens=300.0)
+
+
 @given(index=st.integers(0, len(REPLICAS) - 1), features=steps())
+@example(index=3, features=CORNER)
 @settings(max_examples=15)
 def test_the_gradient_in_every_number_of_a_tier_equals_finite_differences(index: int, features: StepFeatures) -> None:
     found, expected = elasticities_of(index, features), by_finite_differences(index, features)

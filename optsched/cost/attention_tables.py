@@ -12,14 +12,16 @@ from optsched.domain.dtypes import Dtype
 from optsched.domain.hardware import Gpu
 from optsched.domain.llm import Llm
 from optsched.errors import SpecError
-from optsched.profiles import aiconfigurator_attention, llmservingsim_attention
+from optsched.profiles import aiconfigurator_attention, frontier_attention, llmservingsim_attention
 from optsched.profiles.attention import AttentionRows, joined
+from optsched.profiles.tables import column_names
 
 # Columns that tell a table of attention, by its publisher.
 TABLE_COLUMNS = (
     frozenset({"op_name", "kv_cache_dtype", "num_heads", "num_key_value_heads", "head_dim", "step", "latency"}),
     frozenset({"op_name", "kv_cache_dtype", "mla_dtype", "num_heads", "step", "latency"}),
     frozenset(llmservingsim_attention.COLUMNS),
+    frozenset(frontier_attention.COLUMNS),
 )
 _OPERATIONS = {
     "context_attention": ("prefill_attention", False),
@@ -46,8 +48,7 @@ def read_tables(files: Sequence[Path]) -> dict[tuple[str, Dtype], AttentionRows]
     found: dict[tuple[str, Dtype], list[AttentionRows]] = {}
     for file in files:
         if file.suffix == ".csv":
-            llm, tp = _replica(file)
-            chunks, steps = llmservingsim_attention.read_attention(file, llm, tp, 2.0)
+            chunks, steps = _read_csv(file)
             found.setdefault(("prefill_attention", "bf16"), []).append(chunks)
             found.setdefault(("decode_attention", "bf16"), []).append(steps)
             continue
@@ -60,6 +61,14 @@ def read_tables(files: Sequence[Path]) -> dict[tuple[str, Dtype], AttentionRows]
             if len(rows):
                 found.setdefault((law, cache), []).append(rows)
     return {key: joined(*parts) for key, parts in found.items()}
+
+
+def _read_csv(file: Path) -> tuple[AttentionRows, AttentionRows]:
+    """Return the prefills and the decode steps of a table of 16-bit caches."""
+    if column_names(file) >= frozenset(frontier_attention.COLUMNS):
+        return frontier_attention.read_attention(file)
+    llm, tp = _replica(file)
+    return llmservingsim_attention.read_attention(file, llm, tp, 2.0)
 
 
 def _replica(file: Path) -> tuple[Llm, int]:

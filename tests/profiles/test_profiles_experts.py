@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from optsched.errors import SpecError
+from optsched.profiles import frontier_experts
 from optsched.profiles.aiconfigurator_experts import expected_load, read_experts
 
 COLUMNS = (
@@ -88,3 +89,50 @@ def test_wrong_files_types_and_distributions_are_named(tmp_path: Path) -> None:
     pl.DataFrame({"latency": [1.0]}).write_parquet(tmp_path / "moe_perf.parquet")
     with pytest.raises(SpecError, match=r"columns num_tokens.* are missing; give moe_perf.parquet as published"):
         read_experts(tmp_path / "moe_perf.parquet", "bf16")
+
+
+FRONTIER = {
+    "time_stats.moe_grouped_gemm.median": 0.8, "num_tokens": 64, "num_experts": 128, "num_experts_per_device": 64,
+    "expert_parallel_size": 2, "router_topk": 8, "hidden_dim": 2048, "expert_hidden_dim": 768, "use_gated": True,
+    "num_tensor_parallel_workers": 4, "total_routed_tokens": 260, "expert_utilization": 0.75, "profiling_precision": "BF16",
+    "quant_signature": "none",
+}  # fmt: skip
+
+
+def frontier(folder: Path, *changes: dict[str, object]) -> Path:
+    path = folder / "moe.csv"
+    pl.DataFrame([{**FRONTIER, **each} for each in changes]).write_csv(path)
+    return path
+
+
+def test_frontier_says_which_pairs_and_experts_each_drawn_routing_had(tmp_path: Path) -> None:
+    time = "time_stats.moe_grouped_gemm.median"
+    changes = ({}, {time: 0.7}, {"total_routed_tokens": 250, "use_gated": False}, {time: None}, {"quant_signature": "fp8"})
+    rows = frontier_experts.read_experts(frontier(tmp_path, *changes))
+    assert rows.rows.tolist() == [250, 260]
+    assert rows.touched.tolist() == [48, 48]
+    assert rows.matrices.tolist() == [2, 3]
+    assert rows.seconds.tolist() == pytest.approx([0.8e-3, 0.7e-3])
+    assert rows.keys()[1] == "t64 d2048 f768 e128 k8 tp4 ep2"
+    assert rows.left_out == {"quantised, or no time": 2, "a slower run of the same shape": 1}
+
+
+def test_frontier_files_that_are_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="profiling_precision must be one of BF16, FP16 throughout; split the file"):
+        frontier_experts.read_experts(frontier(tmp_path, {}, {"profiling_precision": "FP32"}))
+    (tmp_path / "moe.csv").write_text("num_tokens\n1\n")
+    with pytest.raises(SpecError, match=r"columns time_stats.* are missing; give moe.csv as published"):
+        frontier_experts.read_experts(tmp_path / "moe.csv")
+    with pytest.raises(SpecError, match=r"give moe.csv as published"):
+        frontier_experts.read_experts(tmp_path / "absent.csv")
+
+
+def test_the_published_profile_of_frontier_is_read_whole(third_party_data: Path) -> None:
+    path = third_party_data / "profiles" / "frontier" / "a800" / "qwen3-a3b-30b-moe" / "moe.csv"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    rows = frontier_experts.read_experts(path)
+    assert len(rows) + sum(rows.left_out.values()) == 8665
+    assert set(rows.tp.tolist()) == set(rows.groups.tolist()) == {1, 2, 4, 8}
+    assert (rows.touched <= rows.rows).all()
+    assert (rows.touched <= 128 / rows.groups).all()

@@ -31,8 +31,8 @@ def calibrate(
     tier
         A gpu, without a power cap. Unless --profile or --from is given it stands for this machine: local-cpu.
     profile
-        Published measurements of operators or collectives on that gpu: a file, or a folder that is searched. What kind of
-        table each file is shows in its content.
+        Published measurements of operators, collectives or whole steps on that gpu: a file, or a folder that is searched.
+        What kind of table each file is shows in its content. Steps give an engine's overheads, on top of the gpu's laws.
     log
         Log of an 'optsched run'; the step laws of the llms that ran are fitted to what the workers did.
     llm

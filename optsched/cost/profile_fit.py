@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optsched.cost import attention_tables, collective_tables, experts_tables, gemm_tables
+from optsched.cost import attention_tables, collective_tables, experts_tables, gemm_tables, step_tables
 from optsched.domain.fit import Fit
 from optsched.domain.frozen import Frozen
 from optsched.domain.hardware import Gpu
@@ -70,6 +70,7 @@ def families() -> tuple[Family, ...]:
         Family("attention", attention_tables.TABLE_COLUMNS, attention_tables.fit_tables),
         Family("experts", experts_tables.TABLE_COLUMNS, experts_tables.fit_tables),
         Family("collectives", collective_tables.TABLE_COLUMNS, collective_tables.fit_tables),
+        Family("whole steps", step_tables.TABLE_COLUMNS, step_tables.fit_tables),
     )
 
 

@@ -26,6 +26,8 @@ GPU = "a100-80gb"
 LLMS = {"facebook/opt-13b": "opt-13b", "facebook/opt-66b": "opt-66b", "facebook/opt-175b": "opt-175b"}
 ENGINES = {"distserve": "distserve", "vllm": "distserve-vllm"}
 
+# Of the formulas of one llm and tensor parallelism.
+KEYS = ("prefill", "decoding_smallbs", "decoding_largebs", "decoding_large_small_bs_threshold")
 PREFILL = tuple(product((1, 4), (128, 256, 512, 1024, 2048)))
 DECODE = tuple(product((1, 8, 32, 64, 128), (128, 512, 1024, 2048)))
 

@@ -63,6 +63,14 @@ class StepRows:
         return [f"{kind} tp{tp:d} b{b:g} n{n:g} c{c:g}" for kind, tp, b, n, c in zip(*columns, strict=True)]
 
 
+def joined_steps(first: StepRows, second: StepRows) -> StepRows:
+    """Return the steps of both, their sources named and their counts of rows left out added."""
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in STEP_COLUMNS}
+    reasons = {**first.left_out, **second.left_out}
+    left_out = {reason: first.left_out.get(reason, 0) + second.left_out.get(reason, 0) for reason in reasons}
+    return StepRows(**columns, source="; ".join(dict.fromkeys((first.source, second.source))), left_out=left_out)
+
+
 STEP_COLUMNS = ("kind", "llm", "gpu", "engine", "tp", "sequences", "new_tokens", "context_tokens", "seconds")
 
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from calibrate_steps import HELDOUT_LLMS, data, replica, rows_split, tables
+from calibrate_steps import data, replica, tables
 from errors import fill, markdown
 
 from optsched import catalog
@@ -22,6 +22,7 @@ from optsched.cost.features import StepFeatures
 from optsched.cost.split import split
 from optsched.cost.step_cases import decode_batch, run_cases, step_cases
 from optsched.cost.step_fit import StepCase
+from optsched.cost.step_tables import HELDOUT_LLMS, steps_split
 from optsched.cost.tables import replica_parameters
 from optsched.domain.hardware import Tier
 from optsched.profiles import conserve_a40 as a40
@@ -118,7 +119,7 @@ def engines_table() -> str:
     rows = []
     for gpu in ("a100-80gb", "h100-sxm"):
         for engine, found in tables(gpu).items():
-            parts, (seconds, _) = rows_split(found), costs_of(step_cases(found, replica))
+            parts, (seconds, _) = steps_split(found), costs_of(step_cases(found, replica))
             error = seconds / found.seconds - 1
             for kind in ("prefill", "decode"):
                 for name, title in (("train", "fitted"), ("heldout_shapes", "held-out shapes"), ("heldout_llms", "held-out llm")):

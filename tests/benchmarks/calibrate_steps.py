@@ -18,40 +18,24 @@ import numpy as np
 
 from optsched import catalog
 from optsched.cost.estimate import decode_step, prefill_chunks
-from optsched.cost.memory import kv_token_budget
 from optsched.cost.shape import Layout, LlmShape
 from optsched.cost.split import Split, split
-from optsched.cost.step_cases import run_cases, step_cases
-from optsched.cost.step_fit import FittedSteps, Free, StepCase, fit_steps
+from optsched.cost.step_cases import run_cases
+from optsched.cost.step_fit import Free, StepCase, fit_steps
+from optsched.cost.step_tables import HELDOUT_LLMS, fit_engine, fit_record, llm_of, read_tables
 from optsched.cost.tables import replica_parameters
 from optsched.cost.tier import TierParameters, link_of
 from optsched.domain.fit import Fit
 from optsched.domain.hardware import Tier
-from optsched.domain.llm import Llm
 from optsched.domain.overheads import Overheads
-from optsched.errors import InfeasibleError
 from optsched.profiles import conserve_a40 as a40
-from optsched.profiles.distserve import read_distserve_steps
-from optsched.profiles.splitwise import read_splitwise_runs, read_splitwise_steps
+from optsched.profiles.splitwise import read_splitwise_runs
 from optsched.profiles.steps import StepRows
 from optsched.tier_file import with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
-HELDOUT_LLMS = ("bloom-176b", "opt-66b")
-OVERHEADS = {
-    "layer_overhead_s": Free(4e-4, 1.0),
-    "prefill_layer_overhead_s": Free(1e-4, 1.0),
-    "step_overhead_s": Free(5e-3, 0.7),
-    "sequence_overhead_s": Free(2e-4, 1.0),
-    "compute_rate": Free(0.9, 0.2, high=1.0),
-    "message_overhead_s": Free(1e-5, 0.7),
-    "slow_message_s_per_byte": Free(3e-11, 1.0),
-}
-# Read off all rows of Splitwise: an all-reduce of 58.7 MB (BLOOM, 2,048 tokens) is fast and one of 67.1 MB is not.
-SLOW_MESSAGE_BYTES = 62e6
 # Too far off on the held-out llm to be offered; its errors are printed.
 NOT_SHIPPED = ("distserve-vllm",)
-ERRORS = {"prefill": 0.06, "decode": 0.03}
 POWER = {
     "power.active": Free(0.15, 0.5, high=1.0),
     "power.gemm": Free(1.3, 0.5),
@@ -71,18 +55,6 @@ A40 = {
 }
 
 
-def bloom() -> Llm:
-    """Return BLOOM-176B, as far as costs go (huggingface.co/bigscience/bloom, config.json)."""
-    shape = {"num_layers": 70, "hidden_size": 14336, "num_heads": 112, "num_kv_heads": 112, "ffn_size": 57344}
-    like = catalog.llm("opt-66b")
-    return like.replace(name="bloom-176b", title="BLOOM 176B", vocab_size=250_880, max_positions=2048, **shape)
-
-
-def llm_of(name: str) -> Llm:
-    """Return an llm of the tables."""
-    return bloom() if name == "bloom-176b" else catalog.llm(name)
-
-
 @cache
 def replica(llm: str, gpu: str, tp: int, engine: str) -> tuple[TierParameters, LlmShape]:
     """Return the parameters of a replica; an engine that the gpu's file lacks yet has the default overheads and the cliff."""
@@ -96,31 +68,10 @@ def data() -> Path:
     return Path(os.environ["OPTSCHED_DATA"]) / "profiles"
 
 
-def budgets() -> dict[tuple[str, int], int]:
-    """Return the cached tokens that fit on A100-80GB."""
-    found = {}
-    for name in ("opt-13b", "opt-66b"):
-        for tp in (1, 2, 4, 8):
-            try:
-                found[name, tp] = kv_token_budget(catalog.llm(name), catalog.tier("a100-80gb"), tp=tp)
-            except InfeasibleError:
-                continue
-    return found
-
-
 def tables(gpu: str) -> dict[str, StepRows]:
     """Return the published steps on a gpu by engine."""
-    splitwise = read_splitwise_steps(data() / "splitwise" / "perf_model.csv")
-    found = {"splitwise-vllm": splitwise.where(splitwise.gpu == gpu)}
-    if gpu == "a100-80gb":
-        for file, engine in (("distserve", "distserve"), ("vllm", "distserve-vllm")):
-            found[engine] = read_distserve_steps(data() / "distserve" / f"profiler-a100-80g.{file}.json", budgets())
-    return found
-
-
-def rows_split(rows: StepRows) -> Split:
-    """Return which steps are fitted to."""
-    return split(rows.keys(), np.isin(rows.llm, HELDOUT_LLMS))
+    profiles = [data() / "distserve" / f"profiler-a100-80g.{file}.json" for file in ("distserve", "vllm")]
+    return read_tables(catalog.gpu(gpu), [data() / "splitwise" / "perf_model.csv", *profiles])
 
 
 def errors(predicted: Sequence[float], measured: Sequence[float]) -> np.ndarray:
@@ -128,29 +79,9 @@ def errors(predicted: Sequence[float], measured: Sequence[float]) -> np.ndarray:
     return np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
 
 
-def mean(values: np.ndarray) -> float | None:
-    """Return the mean to six digits; None of nothing."""
-    return float(f"{values.mean():.6g}") if len(values) else None
-
-
-def record(
-    source: str, found: FittedSteps, names: Sequence[str], wrong: np.ndarray, parts: Split, left_out: Mapping[str, int]
-) -> Fit:
-    """Return what a file keeps of a fit."""
-    all_names = list(found.values)
-    chosen = [all_names.index(name) for name in names]
-    covariance = found.covariance[np.ix_(chosen, chosen)]
-    return Fit(
-        source=source,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        num_rows=len(wrong),
-        rows_left_out=dict(left_out),
-        train_mape=mean(wrong[parts.train]) or 0.0,
-        heldout_shapes_mape=mean(wrong[parts.heldout_shapes]),
-        heldout_llms_mape=mean(wrong[parts.heldout_llms]),
-        parameters=tuple(name.rpartition(".")[2] for name in names),
-        covariance=tuple(tuple(float(f"{value:.4g}") for value in row) for row in covariance),
-    )
+def today() -> str:
+    """Return the date of a fit."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def write(gpu: str, records: Mapping[str, object], numbers: Mapping[str, str] | None = None) -> None:
@@ -166,29 +97,11 @@ def fit_engines(gpu: str) -> dict[str, Overheads]:
     """Fit the overheads of every engine that was measured on a gpu."""
     fitted = {}
     for engine, rows in tables(gpu).items():
-        parts = rows_split(rows)
-        cases = step_cases(rows, lambda llm, gpu, tp, engine: replica(llm, gpu, tp, "none"))
-        if engine == "splitwise-vllm":
-            free, cliff = OVERHEADS, SLOW_MESSAGE_BYTES
-        else:
-            free, cliff = {name: each for name, each in OVERHEADS.items() if not name.startswith("slow")}, 64e6
-        cases = [_with_cliff(case, cliff) for case in cases]
-        found = fit_steps(cases, free, parts.train, seconds_error=np.array([ERRORS[str(kind)] for kind in rows.kind]))
-        wrong = errors(found.seconds, rows.seconds)
+        overheads, found, parts = fit_engine(catalog.gpu(gpu), engine, rows, today())
         report(f"{gpu} {engine}", rows, found.seconds, parts)
-        fit = record(rows.source, found, list(free), wrong, parts, rows.left_out)
-        values = {name: float(f"{value:.6g}") for name, value in found.values.items()}
-        if engine in NOT_SHIPPED:
-            continue
-        fitted[engine] = Overheads(source=rows.source, slow_message_bytes=cliff, fit=fit, **values)
+        if engine not in NOT_SHIPPED:
+            fitted[engine] = overheads
     return fitted
-
-
-def _with_cliff(case: StepCase, slow_message_bytes: float) -> StepCase:
-    import equinox as eqx
-
-    tier = eqx.tree_at(lambda each: each.slow_message_bytes, case.tier, np.asarray(slow_message_bytes))
-    return StepCase(tier, case.shape, case.steps, case.repeats, case.seconds, case.watts)
 
 
 def report(title: str, rows: StepRows, predicted: np.ndarray, parts: Split) -> None:
@@ -231,7 +144,7 @@ def calibrate_power() -> None:
     for name in ("train", "heldout_shapes", "heldout_llms"):
         chosen = getattr(parts, name)
         print(f"power of runs {name:15s} {chosen.sum():3d} rows {wrong[chosen].mean():6.1%}, energy {energy[chosen].mean():6.1%}")
-    fit = record(rows.source, found, list(free), wrong, parts, rows.left_out)
+    fit = fit_record(rows.source, today(), found, tuple(free), wrong, parts, rows.left_out)
     law = catalog.gpu("a100-80gb").efficiency.power.replace(
         **{name.rpartition(".")[2]: float(f"{value:.6g}") for name, value in found.values.items()}, fit=fit
     )
@@ -286,7 +199,7 @@ def calibrate_a40() -> None:
     parts = Split(train, ~train, np.zeros(len(train), bool))
 
     def fit(prefix: str) -> Fit:
-        return record(a40.SOURCE, found, [name for name in free if name.startswith(prefix)], wrong, parts, {})
+        return fit_record(a40.SOURCE, today(), found, [name for name in free if name.startswith(prefix)], wrong, parts, {})
 
     values = {name: float(f"{value:.6g}") for name, value in found.values.items()}
     laws = catalog.gpu("a40").efficiency

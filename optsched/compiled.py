@@ -55,6 +55,7 @@ def lean(function: FunctionT) -> FunctionT:
 
     numba counts the references to each array of a struct that a kernel is given, atomically, at each call; where structs
     have dozens of arrays and calls take nanoseconds, that is most of the time. Compilation fails if something is allocated.
+    Only another such kernel may be handed an array by it: to whoever counts, the array would come without its count.
     """
     return _compile(function, inline=False, counted=False)
 

@@ -23,7 +23,7 @@ from optsched.batching.problem import BatchProblem
 from optsched.batching.threshold import find_break, list_elements, quantise
 from optsched.batching.vertices import Rows
 from optsched.batching.workspace import Workspace, empty_workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -53,7 +53,7 @@ def offers(problem: BatchProblem) -> Offers:
     return Offers(hidden=possible & smaller & (problem.pending_s > problem.hidden_penalty_s), kv=kv)
 
 
-@kernel
+@lean
 def _prices(
     space: Workspace, pending_s: Float64[Array, " n"], hidden_penalty_s: Float64[Array, " n"], rows: Rows, memory_only: bool
 ) -> tuple[float, float, float]:

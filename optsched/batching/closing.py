@@ -10,7 +10,7 @@ from optsched.batching.corner import Edges, begin, cap, list_edges, settle
 from optsched.batching.corner_paths import pair, walk
 from optsched.batching.greedy import SKIP
 from optsched.batching.workspace import SPAN, Workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -18,7 +18,7 @@ NOWHERE = SPAN + 1
 SETTLING, SETTLING_TIES = 20_000_000, 50_000  # edges; some 40 ms, and 0.1 ms
 
 
-@kernel
+@lean
 def with_rest(frame: Frame, overdrawn: int, left: int, later: float) -> Frame:
     """Return the frame with other limits of `rest`, and other losses of what comes later."""
     room, price, tie_price, tolerance, divisor, start_blocks, start_tie, ties, tie_work, unit, _, _, _ = frame
@@ -28,7 +28,7 @@ def with_rest(frame: Frame, overdrawn: int, left: int, later: float) -> Frame:
     )  # fmt: skip
 
 
-@kernel
+@lean
 def _keep_better(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -53,7 +53,7 @@ def _keep_better(
     return Search(code, side, states, last, heap, work, value, tie, last - 1, most)
 
 
-@kernel
+@lean
 def _nearest_state(space: Workspace, frame: Frame, search: Search) -> tuple[int, float]:
     """Return the state that may lead to the best plan by the least losses, and the value of that plan."""
     best, reach, side = -1, -np.inf, search.side
@@ -68,7 +68,7 @@ def _nearest_state(space: Workspace, frame: Frame, search: Search) -> tuple[int,
     return best, reach
 
 
-@kernel
+@lean
 def _limits(space: Workspace, frame: Frame, search: Search, edges: Edges) -> tuple[int, int]:
     """Return up to how many units overdrawn and left least losses are needed: a deviation from any state, or the state."""
     overdrawn, left = edges.most_added, 0
@@ -78,7 +78,7 @@ def _limits(space: Workspace, frame: Frame, search: Search, edges: Edges) -> tup
     return min(overdrawn, SPAN), min(left + edges.most_removed, SPAN)
 
 
-@kernel
+@lean
 def _ties_settled(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -117,7 +117,7 @@ def _ties_settled(
     return True
 
 
-@kernel
+@lean
 def _bounded(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -139,7 +139,7 @@ def _bounded(
     return Search(PAUSED, side, states, nodes, heap, work, value, tie, node, min(above, max(float(value), reach)))
 
 
-@kernel
+@lean
 def close(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],

@@ -25,7 +25,7 @@ from jaxtyping import Float64, Int8, Int64
 from optsched.batching.core_frame import DONE, FULL, NEVER, PAUSED, TIES_OPEN, Frame, Search, change, improved, on_offer, stopped
 from optsched.batching.heap import pop
 from optsched.batching.workspace import SPAN, Workspace
-from optsched.compiled import inlined, kernel
+from optsched.compiled import inlined, lean
 
 Array = np.ndarray
 
@@ -76,7 +76,7 @@ class _States(NamedTuple):
     rest: Float64[Array, " w"]
 
 
-@kernel
+@lean
 def _merge(
     space: _States,
     i: int,
@@ -134,7 +134,7 @@ def _merge(
     return Search(search.code, new, kept, nodes, search.heap, search.work, best_value, best_tie, best_node, most)
 
 
-@kernel
+@lean
 def expand(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int8, Int64
 
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
-from optsched.compiled import inlined, kernel
+from optsched.compiled import inlined, lean
 
 Array = np.ndarray
 
@@ -45,7 +45,7 @@ class Search(NamedTuple):
     most: float
 
 
-@kernel
+@lean
 def stopped(search: Search, code: int) -> Search:
     """Return the search with another code."""
     _, side, states, nodes, heap, work, value, tie, node, most = search

@@ -26,7 +26,7 @@ from jaxtyping import Float64, Int64
 from optsched.batching.core_frame import Frame, change, on_offer
 from optsched.batching.heap import heapify, pop
 from optsched.batching.workspace import COPIES, SPAN, Workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -50,7 +50,7 @@ class Edges(NamedTuple):
     most_removed: int
 
 
-@kernel
+@lean
 def _enter(space: Workspace, at: int, loss: float, deviation: int) -> None:
     """Enter a deviation among the cheapest of its change of blocks."""
     k = int(space.copies[at])
@@ -66,7 +66,7 @@ def _enter(space: Workspace, at: int, loss: float, deviation: int) -> None:
     space.least[at, k], space.deviation[at, k] = loss, deviation
 
 
-@kernel
+@lean
 def _sort(loss: Float64[Array, " e"], member: Int64[Array, " e"], size: int) -> None:
     """Order entries by loss, dearest first."""
     heapify(loss, member, size)
@@ -76,7 +76,7 @@ def _sort(loss: Float64[Array, " e"], member: Int64[Array, " e"], size: int) -> 
         loss[last], member[last] = least, first
 
 
-@kernel
+@lean
 def list_edges(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -119,7 +119,7 @@ def list_edges(
     return Edges(added, removed, up, down)
 
 
-@kernel
+@lean
 def _lower(
     rest: Float64[Array, " w"], place: Int64[Array, " w"], queue: Int64[Array, " w"], size: int, node: int, loss: float
 ) -> int:
@@ -139,7 +139,7 @@ def _lower(
     return size
 
 
-@kernel
+@lean
 def _take(rest: Float64[Array, " w"], place: Int64[Array, " w"], queue: Int64[Array, " w"], size: int) -> int:
     """Remove the nearest node from the queue and return it."""
     first, last = int(queue[0]), queue[size - 1]
@@ -161,14 +161,14 @@ def _take(rest: Float64[Array, " w"], place: Int64[Array, " w"], queue: Int64[Ar
     return first
 
 
-@kernel
+@lean
 def begin(space: Workspace) -> int:
     """Forget all least losses but that of nothing left to use up; return the queue's size."""
     space.rest[:], space.place[:] = np.inf, -1
     return _lower(space.rest, space.place, space.queue, 0, SPAN, 0.0)
 
 
-@kernel
+@lean
 def settle(
     space: Workspace, edges: Edges, limits: tuple[int, int], unused: float, most: float, size: int, until: int, budget: int
 ) -> tuple[int, float]:
@@ -223,7 +223,7 @@ def settle(
     return size, (loss if size > 0 else np.inf)
 
 
-@kernel
+@lean
 def cap(space: Workspace, limits: tuple[int, int], settled: float) -> None:
     """Lower the least losses that have not been settled to what they are at least."""
     for node in range(SPAN - limits[0], SPAN + limits[1] + 1):

@@ -6,14 +6,14 @@ import numpy as np
 
 from optsched.batching.corner import Edges
 from optsched.batching.workspace import SPAN, Workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
 LONGEST_PATH = 64
 
 
-@kernel
+@lean
 def _unused_deviation(space: Workspace, at: int, first: int, last: int) -> int:
     """Return the cheapest deviation of a change of blocks whose request no node of the trail has changed; -1: none."""
     for k in range(space.copies[at]):
@@ -25,7 +25,7 @@ def _unused_deviation(space: Workspace, at: int, first: int, last: int) -> int:
     return -1
 
 
-@kernel
+@lean
 def pair(space: Workspace, edges: Edges, room: int, first: int) -> int:
     """Use up the blocks left by one or two deviations that lose least; write them into the trail from node `first` on.
 
@@ -60,7 +60,7 @@ def pair(space: Workspace, edges: Edges, room: int, first: int) -> int:
     return first + 2
 
 
-@kernel
+@lean
 def walk(space: Workspace, edges: Edges, room: int, unused: float, most: float, first: int, parent: int) -> int:
     """Use up the blocks left by deviations of different requests, along shortest paths; write them into the trail.
 

@@ -24,7 +24,7 @@ from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.threshold import find_break
 from optsched.batching.vertices import NO_REQUEST, Rows, allowed, edge_of, hold, leaving, rebase, vertex
 from optsched.batching.workspace import Workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -33,7 +33,7 @@ PERTURBATION = 2.0**-34  # relative; a request's is up to 1,023 times this
 END = 1e300
 
 
-@kernel
+@lean
 def choose(space: Workspace, rows: Rows, prices: tuple[float, float, float]) -> tuple[float, float, float]:
     """Write each request's best option at some prices into `start`; return what is left of the limits."""
     gain, penalty, start = space.gain, space.penalty, space.start
@@ -57,7 +57,7 @@ def choose(space: Workspace, rows: Rows, prices: tuple[float, float, float]) -> 
     return rows.memory - blocks, rows.token_budget - token, rows.max_sequences - count
 
 
-@kernel
+@lean
 def _left(space: Workspace, rows: Rows) -> tuple[float, float, float]:
     """Return what the options in `start` leave of the limits."""
     blocks, token, count = 0.0, 0.0, 0.0
@@ -69,7 +69,7 @@ def _left(space: Workspace, rows: Rows) -> tuple[float, float, float]:
     return rows.memory - blocks, rows.token_budget - token, rows.max_sequences - count
 
 
-@kernel
+@lean
 def _list_indifferences(
     space: Workspace, rows: Rows, prices: tuple[float, float, float], along: tuple[float, float, float], kept: tuple[int, int]
 ) -> tuple[int, float]:
@@ -129,7 +129,7 @@ def _list_indifferences(
     return e, rise
 
 
-@kernel
+@lean
 def _switch(space: Workspace, passed: int) -> None:
     """Let the requests whose indifference points have been passed change their option."""
     for _ in range(2):  # a request may change twice, and its points come in any order
@@ -139,7 +139,7 @@ def _switch(space: Workspace, passed: int) -> None:
                 space.start[i] = after
 
 
-@kernel
+@lean
 def _descend(space: Workspace, rows: Rows) -> None:
     """Go from vertex to vertex while L falls."""
     space.normal[:], space.level[:], space.held[:] = 0.0, 0.0, NO_REQUEST
@@ -182,7 +182,7 @@ def _descend(space: Workspace, rows: Rows) -> None:
         prices = vertex(space)
 
 
-@kernel
+@lean
 def _perturb(space: Workspace, num: int) -> None:
     """Keep gains and penalties in `member` and `loss`, and make them larger by up to a share `PERTURBATION` of each."""
     for i in range(num):
@@ -192,7 +192,7 @@ def _perturb(space: Workspace, num: int) -> None:
         space.penalty[i] = penalty + np.int64(penalty * PERTURBATION * ((i * 2246822519 >> 11) & 1023))
 
 
-@kernel
+@lean
 def best_prices(space: Workspace, rows: Rows) -> tuple[float, float, float]:
     """Return optimal prices of blocks, tokens and sequences in quanta, or nearly so.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
@@ -21,7 +21,7 @@ SKIP, TAKE_HIDDEN, TAKE_KV, UPGRADE = 0, 1, 2, 3
 NO_LIMIT = np.iinfo(np.int64).max
 
 
-@kernel
+@lean
 def hidden_pays(pending: float, kv: int, hidden: int, penalty: float, memory: int, paper: bool) -> bool:
     """Tell whether a request offers hidden cache.
 
@@ -35,7 +35,7 @@ def hidden_pays(pending: float, kv: int, hidden: int, penalty: float, memory: in
     return kv > memory or (pending - penalty) * kv >= pending * hidden
 
 
-@kernel
+@lean
 def single_best(pending: float, kv: int, hidden: int, penalty: float, memory: int) -> int:
     """Return the best option of one request that has the memory to itself."""
     if kv <= memory:
@@ -43,7 +43,7 @@ def single_best(pending: float, kv: int, hidden: int, penalty: float, memory: in
     return TAKE_HIDDEN if hidden <= memory and pending > penalty else SKIP
 
 
-@kernel
+@lean
 def density_of(gain: float, blocks: int) -> float:
     """Return the gain per block; infinite where nothing is taken."""
     return gain / blocks if blocks > 0 else np.inf
@@ -83,7 +83,7 @@ def schedules(
     return request[:e], step[:e], np.argsort(-density[:e], kind="mergesort")
 
 
-@kernel
+@lean
 def _take_in_order(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],
@@ -136,7 +136,7 @@ def _take_in_order(
     return left, budget, sequences
 
 
-@kernel
+@lean
 def _fill(
     pending_s: Float64[Array, " n"],
     kv_blocks: Int64[Array, " n"],

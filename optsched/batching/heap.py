@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
 
-@kernel
+@lean
 def _sift_down(loss: Float64[Array, " n"], member: Int64[Array, " n"], at: int, size: int) -> None:
     moved, who = loss[at], member[at]
     while True:
@@ -26,14 +26,14 @@ def _sift_down(loss: Float64[Array, " n"], member: Int64[Array, " n"], at: int, 
     loss[at], member[at] = moved, who
 
 
-@kernel
+@lean
 def heapify(loss: Float64[Array, " n"], member: Int64[Array, " n"], size: int) -> None:
     """Order the first `size` entries of `loss` and `member` as a heap, in O(size)."""
     for at in range(size // 2 - 1, -1, -1):
         _sift_down(loss, member, at, size)
 
 
-@kernel
+@lean
 def pop(loss: Float64[Array, " n"], member: Int64[Array, " n"], size: int) -> int:
     """Remove the request with the smallest loss from the heap and return it."""
     first = member[0]

@@ -15,7 +15,7 @@ from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV, UPGRADE
 from optsched.batching.heap import heapify
 from optsched.batching.threshold import Break, find_break, list_elements, quantise
 from optsched.batching.workspace import Workspace
-from optsched.compiled import inlined, kernel
+from optsched.compiled import inlined, lean
 
 Array = np.ndarray
 
@@ -65,7 +65,7 @@ def _round_down(space: Workspace, num: int, broken: Break) -> tuple[int, float]:
     return room, tie_price
 
 
-@kernel
+@lean
 def plan_worth(space: Workspace, kv_blocks: Int64[Array, " n"], choice: Int8[Array, " n"]) -> tuple[int, int, int]:
     """Return value, tie value and number of selected requests of a plan."""
     value, tie, count = 0, 0, 0
@@ -77,7 +77,7 @@ def plan_worth(space: Workspace, kv_blocks: Int64[Array, " n"], choice: Int8[Arr
     return value, tie, count
 
 
-@kernel
+@lean
 def _greatest_divisor(a: int, b: int) -> int:
     """Return the greatest common divisor, or 1 where that takes many steps: then it is hardly ever a large one."""
     a, b = abs(a), abs(b)
@@ -198,7 +198,7 @@ def _ready(
     return Setting(frame, Search(DONE, 0, 1, 1, heap, search.work, best_value, best_tie, best_node, most), scale, value)
 
 
-@kernel
+@lean
 def again(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -242,7 +242,7 @@ def set_up(
     return setting
 
 
-@kernel
+@lean
 def worth(pending_s: Float64[Array, " n"], hidden_penalty_s: Float64[Array, " n"], choice: Int8[Array, " n"]) -> float:
     """Return a plan's value in seconds, summed with compensation (Neumaier)."""
     total, lost = 0.0, 0.0

@@ -13,7 +13,7 @@ from optsched.batching.heap import heapify
 from optsched.batching.memory_row import Setting, again, set_up, worth
 from optsched.batching.scarce import close_by_parts
 from optsched.batching.workspace import Workspace, grown, view
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
@@ -22,18 +22,19 @@ FAR, MORE = 10, 6  # blocks that the gap is worth: where sizes are so various, t
 FIRST_WORK = 5_000  # states before the corner relaxation is solved
 
 
-@kernel
+@lean
 def read_off(space: Workspace, search: Search, choice: Int8[Array, " n"]) -> None:
     """Write the best plan into `choice`, unless it is there already."""
     if search.best_node > -2:
-        choice[:] = space.start[: len(choice)]
+        for i in range(len(choice)):
+            choice[i] = space.start[i]
     node = search.best_node
     while node >= 0:
         choice[space.request[node]] = space.option[node]
         node = space.parent[node]
 
 
-@kernel
+@lean
 def _close_and_expand(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -61,7 +62,7 @@ def _close_and_expand(
     return frame, search
 
 
-@kernel
+@lean
 def solve_memory_row(
     space: Workspace,
     pending_s: Float64[Array, " n"],
@@ -109,7 +110,7 @@ def solve_memory_row(
     return setting, worth(pending_s, hidden_penalty_s, choice)
 
 
-@kernel
+@lean
 def _save(buffer: Int64[Array, " words"], setting: Setting) -> None:
     """Keep a paused search in the buffer's head."""
     room, price, tie_price, tolerance, divisor, start_blocks, start_tie, ties, tie_work, unit, overdrawn, left, later = (
@@ -124,7 +125,7 @@ def _save(buffer: Int64[Array, " words"], setting: Setting) -> None:
     real[23], real[24], real[25], real[26], real[27], real[28] = price, tie_price, tolerance, later, most, setting.scale
 
 
-@kernel
+@lean
 def _restore(buffer: Int64[Array, " words"]) -> Setting:
     """Return the search in the buffer's head."""
     b, real = buffer, buffer.view(np.float64)
@@ -133,7 +134,7 @@ def _restore(buffer: Int64[Array, " words"]) -> Setting:
     return Setting(frame, search, real[28], b[22])
 
 
-@kernel
+@lean
 def _answer(buffer: Int64[Array, " words"], setting: Setting, value: float) -> tuple[int, float, float, int]:
     """Return code, value, bound and work; keep a search that may go on."""
     frame, search = setting.frame, setting.search
@@ -146,7 +147,7 @@ def _answer(buffer: Int64[Array, " words"], setting: Setting, value: float) -> t
     return search.code, value, max(value, bound), search.work
 
 
-@kernel
+@lean
 def solve_in(
     buffer: Int64[Array, " words"],
     pending_s: Float64[Array, " n"],
@@ -183,7 +184,7 @@ def solve_in(
     return _answer(buffer, setting, value)
 
 
-@kernel
+@lean
 def go_on(
     buffer: Int64[Array, " words"],
     pending_s: Float64[Array, " n"],

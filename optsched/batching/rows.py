@@ -23,7 +23,7 @@ from optsched.batching.rows_states import Pool, empty_pool
 from optsched.batching.threshold import quantise
 from optsched.batching.vertices import Rows, allowed
 from optsched.batching.workspace import Workspace
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
@@ -75,7 +75,7 @@ class Relaxed(NamedTuple):
     tolerance: float
 
 
-@kernel
+@lean
 def _settle_ties(
     space: Workspace, rows: Rows, prices: tuple[float, float, float], left: tuple[float, float, float], tolerance: float
 ) -> tuple[float, float, float]:
@@ -108,7 +108,7 @@ def _settle_ties(
     return blocks, tokens, seats
 
 
-@kernel
+@lean
 def _order(prices: tuple[float, float, float]) -> tuple[int, int, int]:
     """Return the rows in the order of the search: a priced one with many different sizes first."""
     if prices[1] > 0.0:
@@ -116,7 +116,7 @@ def _order(prices: tuple[float, float, float]) -> tuple[int, int, int]:
     return (0, 1, 2) if prices[0] > 0.0 else (2, 0, 1)
 
 
-@kernel
+@lean
 def _relax(space: Workspace, rows: Rows) -> Relaxed:
     """Solve the relaxation, and choose among its solutions a start that keeps the rows as far as can be told at once."""
     prices = best_prices(space, rows)
@@ -131,17 +131,18 @@ def _relax(space: Workspace, rows: Rows) -> Relaxed:
     return Relaxed(prices, order, ordered, start, tie, most, tolerance)
 
 
-@kernel
+@lean
 def _read_off(space: Workspace, pool: Pool, node: int, choice: Int8[Array, " n"]) -> None:
     """Write the best plan into `choice`, unless it is there already."""
     if node != KNOWN:
-        choice[:] = space.start[: len(choice)]
+        for i in range(len(choice)):
+            choice[i] = space.start[i]
     while node >= 0:
         choice[pool.request[node]] = pool.option[node]
         node = pool.parent[node]
 
 
-@kernel
+@lean
 def _search(
     space: Workspace,
     buffers: RowsSpace,
@@ -164,7 +165,7 @@ def _search(
     return search_core(buffers.pool, buffers.core, frame, known[0], known[1], work_limit)
 
 
-@kernel
+@lean
 def _search_until_proven(
     space: Workspace,
     buffers: RowsSpace,
@@ -208,7 +209,7 @@ def _search_until_proven(
     return known[0], bound
 
 
-@kernel
+@lean
 def breaks(choice: Int8[Array, " n"], tokens: Int64[Array, " n"], token_budget: int, max_sequences: int) -> bool:
     """Tell whether a plan needs more tokens or sequences than there are."""
     taken, count = 0, 0
@@ -218,7 +219,7 @@ def breaks(choice: Int8[Array, " n"], tokens: Int64[Array, " n"], token_budget: 
     return count > max_sequences or (token_budget != NO_LIMIT and taken > token_budget)
 
 
-@kernel
+@lean
 def solve_rows(
     space: Workspace,
     buffers: RowsSpace,

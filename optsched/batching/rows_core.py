@@ -29,7 +29,7 @@ from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.heap import heapify, pop
 from optsched.batching.vertices import Rows, allowed
 from optsched.batching.workspace import Workspace
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
@@ -89,7 +89,7 @@ def empty_core(requests: int) -> Core:
     )
 
 
-@kernel
+@lean
 def _deviation(
     space: Workspace, rows: Rows, prices: tuple[float, float, float], i: int, option: int
 ) -> tuple[float, float, int, int, int]:
@@ -99,7 +99,7 @@ def _deviation(
     return max(0.0, prices[0] * w + seat * c - v), prices[0] * abs(w) + seat * abs(c) + LEAST_MOVE, w, v, c
 
 
-@kernel
+@lean
 def _deviates(space: Workspace, rows: Rows, i: int, blocks_count: bool) -> tuple[bool, bool, bool]:
     """Tell which options other than the start's a request may take: skip, hidden, KV.
 
@@ -110,7 +110,7 @@ def _deviates(space: Workspace, rows: Rows, i: int, blocks_count: bool) -> tuple
     return start != SKIP, hidden and start != TAKE_HIDDEN and (blocks_count or not kv), kv and start != TAKE_KV
 
 
-@kernel
+@lean
 def _gather(
     space: Workspace, rows: Rows, prices: tuple[float, float, float], gap: float, tolerance: float, blocks_count: bool
 ) -> int:
@@ -131,7 +131,7 @@ def _gather(
     return heap
 
 
-@kernel
+@lean
 def _bound_from_behind(core: Core, num: int, prices: tuple[float, float, float]) -> None:
     """Find what the deviations from each position on lose at least, and how far they let the prices move."""
     core.least[num] = np.inf
@@ -139,7 +139,8 @@ def _bound_from_behind(core: Core, num: int, prices: tuple[float, float, float])
         core.up[num, row], core.down[num, row] = np.inf, prices[row]
     for k in range(num - 1, -1, -1):
         core.least[k] = core.least[k + 1]
-        core.up[k], core.down[k] = core.up[k + 1], core.down[k + 1]
+        for row in range(3):
+            core.up[k, row], core.down[k, row] = core.up[k + 1, row], core.down[k + 1, row]
         for way in range(core.num[k]):
             lost = core.loss[k, way]
             core.least[k] = min(core.least[k], lost)
@@ -151,7 +152,7 @@ def _bound_from_behind(core: Core, num: int, prices: tuple[float, float, float])
                     core.down[k, row] = min(core.down[k, row], lost / takes)
 
 
-@kernel
+@lean
 def _common_unit(a: float, b: float) -> float:
     """Return the greatest common divisor of two values that are rounded."""
     while b > NOISE:
@@ -159,7 +160,7 @@ def _common_unit(a: float, b: float) -> float:
     return a
 
 
-@kernel
+@lean
 def _find_unit(core: Core, num: int, gap: float) -> float:
     """Find the unit of the longest tail of deviations that has one, and by how much they differ from multiples of it.
 
@@ -191,7 +192,7 @@ def _find_unit(core: Core, num: int, gap: float) -> float:
     return float(unit)
 
 
-@kernel
+@lean
 def list_core(
     space: Workspace,
     rows: Rows,

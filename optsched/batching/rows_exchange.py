@@ -16,7 +16,7 @@ from optsched.batching.core_frame import change
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV
 from optsched.batching.vertices import Rows, allowed
 from optsched.batching.workspace import SPAN, Workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -24,7 +24,7 @@ NOBODY = -1
 MOST_PASSES = 40
 
 
-@kernel
+@lean
 def _list_changes(space: Workspace, rows: Rows, axis: int, choice: Int8[Array, " n"], i: int) -> None:
     """Write what a request may do instead: in `weight` what it takes of the first row more, in `density` its value.
 
@@ -44,7 +44,7 @@ def _list_changes(space: Workspace, rows: Rows, axis: int, choice: Int8[Array, "
         e += 1
 
 
-@kernel
+@lean
 def _other(rows: Rows, axis: int, choice: Int8[Array, " n"], code: int) -> int:
     """Return what a change takes of the row that is neither the first nor the seats."""
     i, c, option = code // 16, code // 4 % 4 - 1, code % 4
@@ -55,7 +55,7 @@ def _other(rows: Rows, axis: int, choice: Int8[Array, " n"], code: int) -> int:
     return int(taken - (hidden if now == TAKE_HIDDEN else (kv if now == TAKE_KV else 0)))
 
 
-@kernel
+@lean
 def _find_partners(space: Workspace, changes: int) -> tuple[int, int]:
     """Write the most valuable change that takes so much or less of the first row, by seats; return the limits of the list."""
     low, high, best, partner = 0, 0, space.least, space.deviation
@@ -75,7 +75,7 @@ def _find_partners(space: Workspace, changes: int) -> tuple[int, int]:
     return low, high
 
 
-@kernel
+@lean
 def _best_pair(
     space: Workspace, rows: Rows, axis: int, choice: Int8[Array, " n"], left: tuple[int, int, int]
 ) -> tuple[int, int, float]:
@@ -99,7 +99,7 @@ def _best_pair(
     return one, two, best
 
 
-@kernel
+@lean
 def exchange(space: Workspace, rows: Rows, axis: int, tolerance: float, choice: Int8[Array, " n"]) -> None:
     """Improve a plan that keeps all rows, by pairs of changes, until none is left that makes it better.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optsched.batching.rows_core import NO_UNIT, Core
-from optsched.compiled import inlined, kernel
+from optsched.compiled import inlined, lean
 
 DONE, STOPPED, BROKEN = 0, 1, 2
 KNOWN, START = -2, -1
@@ -90,7 +90,7 @@ class Rest(NamedTuple):
     rounding: float
 
 
-@kernel
+@lean
 def rest_of(core: Core, frame: Frame, k: int) -> Rest:
     """Return what bounds the deviations of requests from `k` on; rows that do not count bound nothing."""
     up2, down2 = (core.up[k, 1], core.down[k, 1]) if frame.counts[0] else (0.0, 0.0)

@@ -26,12 +26,12 @@ from optsched.batching.core_frame import NEVER
 from optsched.batching.rows_core import NODE, TIE, VALUE, Core
 from optsched.batching.rows_frame import BROKEN, DONE, KNOWN, START, STOPPED, Frame, Search, broken_row, reach_of, rest_of
 from optsched.batching.rows_states import Pool, dominated, draw, enter, lay_out
-from optsched.compiled import kernel
+from optsched.compiled import kernel, lean
 
 PATIENCE = 10_000  # states, before a plan that was passed over makes its row count
 
 
-@kernel
+@lean
 def _merge(
     pool: Pool, core: Core, frame: Frame, search: Search, k: int, ways: tuple[int, int], spread: tuple[int, int, int, int]
 ) -> tuple[Search, tuple[int, int, int, int]]:
@@ -93,7 +93,7 @@ def _thin_out(pool: Pool, core: Core, frame: Frame, search: Search, k: int) -> S
     return Search(code, side, kept, nodes, work, value, tie, node, passed_over, broken, most, cut)
 
 
-@kernel
+@lean
 def _repair(pool: Pool, core: Core, frame: Frame, search: Search) -> Search:
     """Mend what the start over-commits by the first deviations that help, then fill up: a plan in O(n)."""
     value, tie, nodes = 0, 0, search.nodes
@@ -120,14 +120,14 @@ def _repair(pool: Pool, core: Core, frame: Frame, search: Search) -> Search:
     return Search(code, side, states, nodes, work, value, tie, nodes - 1, passed_over, broken, reach, cut)
 
 
-@kernel
+@lean
 def _ended(search: Search) -> Search:
     """Return the search with nothing open but what was cut."""
     _, side, _, nodes, work, value, tie, node, passed_over, broken, _, cut = search
     return Search(DONE, side, 0, nodes, work, value, tie, node, passed_over, broken, -np.inf, cut)
 
 
-@kernel
+@lean
 def search_core(pool: Pool, core: Core, frame: Frame, value: int, tie: int, work_limit: int) -> Search:
     """Look for plans better than one of a known value, until none is left, or the limit is reached."""
     pool.state[0, 0] = 0

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int8, Int64
 
 from optsched.batching.core_frame import NEVER
 from optsched.batching.rows_core import NODE
-from optsched.compiled import inlined, kernel
+from optsched.compiled import inlined, kernel, lean
 
 Array = np.ndarray
 
@@ -68,7 +68,7 @@ class Table(NamedTuple):
     size: tuple[int, int]
 
 
-@kernel
+@lean
 def lay_out(best: Int64[Array, "c c"], spread: tuple[int, int, int, int], counts: tuple[bool, bool]) -> Table:
     """Clear the table for states between two limits each way."""
     low2, high2, low3, high3 = spread

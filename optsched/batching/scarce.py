@@ -10,7 +10,7 @@ from optsched.batching.core import expand
 from optsched.batching.core_frame import DONE, PAUSED, TIES_OPEN, Frame, Search, change, on_offer
 from optsched.batching.heap import heapify
 from optsched.batching.workspace import COPIES, SPAN, Workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -18,7 +18,7 @@ FEW = 100  # requests: fewer that add blocks, or that free some, are decided fir
 PART_WORK = 50_000  # states
 
 
-@kernel
+@lean
 def _kind(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -42,7 +42,7 @@ def _kind(
     return adds, frees, scarce
 
 
-@kernel
+@lean
 def _scarce_first(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],
@@ -71,7 +71,7 @@ def _scarce_first(
     return first
 
 
-@kernel
+@lean
 def close_by_parts(
     space: Workspace,
     kv_blocks: Int64[Array, " n"],

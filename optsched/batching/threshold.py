@@ -21,7 +21,7 @@ from jaxtyping import Float64, Int64
 
 from optsched.batching.greedy import TAKE_HIDDEN, TAKE_KV, UPGRADE
 from optsched.batching.workspace import Workspace
-from optsched.compiled import inlined, kernel
+from optsched.compiled import inlined, lean
 
 Array = np.ndarray
 
@@ -49,7 +49,7 @@ class Break(NamedTuple):
     room: float
 
 
-@kernel
+@lean
 def quantise(
     space: Workspace,
     pending_s: Float64[Array, " n"],
@@ -79,7 +79,7 @@ def quantise(
     return float(scale)
 
 
-@kernel
+@lean
 def list_elements(
     space: Workspace, kv_blocks: Int64[Array, " n"], hidden_blocks: Int64[Array, " n"], memory: int
 ) -> tuple[int, float]:
@@ -126,7 +126,7 @@ def _sort_few(space: Workspace, low: int, high: int) -> None:
         space.density[j], space.weight[j], space.element[j] = density, weight, element
 
 
-@kernel
+@lean
 def _next_random(state: np.uint64) -> np.uint64:
     """Return the next number of a xorshift sequence."""
     state ^= state << np.uint64(13)
@@ -134,7 +134,7 @@ def _next_random(state: np.uint64) -> np.uint64:
     return state ^ (state << np.uint64(17))
 
 
-@kernel
+@lean
 def find_break(space: Workspace, elements: int, room: float) -> Break:
     """Partition the elements around the density at which the memory is full.
 

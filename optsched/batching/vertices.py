@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN
 from optsched.batching.workspace import Workspace
-from optsched.compiled import kernel
+from optsched.compiled import lean
 
 Array = np.ndarray
 
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     max_sequences: int
 
 
-@kernel
+@lean
 def allowed(p: int, u: int, m: int, s: int, token: int, rows: tuple[int, int, int]) -> tuple[bool, bool]:
     """Tell whether a request may take hidden cache, and KV: fitting all limits by themselves and not dominated."""
     possible = p > 0 and token <= rows[1] and rows[2] >= 1
@@ -36,14 +36,14 @@ def allowed(p: int, u: int, m: int, s: int, token: int, rows: tuple[int, int, in
     return hidden, possible and m <= rows[0] and not (hidden and u == 0)
 
 
-@kernel
+@lean
 def edge_of(space: Workspace, k: int) -> tuple[float, float, float]:
     """Return the direction in which the hyperplanes other than the k-th meet: the cross product of their normals."""
     a, b = space.normal[(k + 1) % 3], space.normal[(k + 2) % 3]
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@kernel
+@lean
 def vertex(space: Workspace) -> tuple[float, float, float]:
     """Return where the three hyperplanes meet."""
     x, y, z = 0.0, 0.0, 0.0
@@ -55,7 +55,7 @@ def vertex(space: Workspace) -> tuple[float, float, float]:
     return max(0.0, x / det), max(0.0, y / det), max(0.0, z / det)
 
 
-@kernel
+@lean
 def leaving(space: Workspace, left: tuple[float, float, float]) -> tuple[int, float]:
     """Return which hyperplane to drop, and the direction's sign; -1 where none makes L fall."""
     edge, normal = edge_of(space, 0), space.normal[0]
@@ -77,7 +77,7 @@ def leaving(space: Workspace, left: tuple[float, float, float]) -> tuple[int, fl
     return drop, sign
 
 
-@kernel
+@lean
 def hold(space: Workspace, rows: Rows, k: int, code: int) -> None:
     """Make the k-th hyperplane that of a request between two options; `start` keeps the former."""
     i, lower, upper = code // 16, code // 4 % 4, code % 4
@@ -93,7 +93,7 @@ def hold(space: Workspace, rows: Rows, k: int, code: int) -> None:
             space.level[k] += sign * (space.gain[i] - (space.penalty[i] if hidden else 0))
 
 
-@kernel
+@lean
 def _multiplier(space: Workspace, left: tuple[float, float, float], k: int) -> float:
     """Return the k-th hyperplane's multiplier: how far its request is from its lower to its upper option."""
     edge, normal = edge_of(space, k), space.normal[k]
@@ -101,7 +101,7 @@ def _multiplier(space: Workspace, left: tuple[float, float, float], k: int) -> f
     return float(-(left[0] * edge[0] + left[1] * edge[1] + left[2] * edge[2]) / det)
 
 
-@kernel
+@lean
 def rebase(space: Workspace, rows: Rows, left: tuple[float, float, float]) -> bool:
     """Where one request is indifferent between three options, make sure that none but the upper two is to be left."""
     for k in range(3):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from optsched.compiled import kernel
+from optsched.compiled import inlined, kernel, lean
 
 Array = np.ndarray
 
@@ -71,7 +71,7 @@ class Workspace(NamedTuple):
     deviation: Int64[Array, "w 4"]
 
 
-@kernel
+@lean
 def words(requests: int, states: int, nodes: int) -> int:
     """Return the 8-byte words of a buffer for that many requests, states and nodes."""
     n, e, w = max(1, requests), 2 * requests + 3, 2 * SPAN + 1
@@ -79,7 +79,7 @@ def words(requests: int, states: int, nodes: int) -> int:
     return int(fixed + 8 * states + 2 * nodes + (nodes + 7) // 8)
 
 
-@kernel
+@inlined
 def view(buffer: Int64[Array, " words"]) -> Workspace:
     """Return the workspace in a buffer: the words behind its head."""
     requests, states, nodes = buffer[0], buffer[1], buffer[2]

@@ -21,6 +21,7 @@ from optsched.batching.greedy import NO_LIMIT
 from optsched.batching.policies.apt_serve_exact import RESOLUTION_S
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.problem import BatchPlan
+from optsched.batching.solver import greedy_plan
 from optsched.batching.state import HIDDEN, KV, Counts, Decision, Engine, Requests
 from optsched.domain.scenario import EngineSpec
 from optsched.domain.workload import Workload
@@ -135,9 +136,22 @@ def test_the_solver_for_compiled_code_agrees_on_larger_problems(family: str) -> 
         assert alone(problem) == pytest.approx(found.value, rel=1e-12)
 
 
+def test_where_its_search_ends_early_it_keeps_a_plan_no_worse_than_the_greedy_and_claims_no_proof() -> None:
+    problem = generate(BatchRecipe(family="bursty", requests=1000, memory_share=0.2, rho=1.0, attention="mha", rows=True, seed=8))
+    proven, plan = alone_with_proof(problem)
+    assert not proven
+    assert greedy_plan(problem, fill=True).value(problem) <= plan.value(problem) < solve(problem, method="lp").bound
+
+
 def alone(problem: BatchProblem) -> float:
+    proven, plan = alone_with_proof(problem)
+    assert proven
+    return plan.value(problem)
+
+
+def alone_with_proof(problem: BatchProblem) -> tuple[bool, BatchPlan]:
     choice = np.zeros(problem.num_requests, np.int8)
-    solve_alone(
+    proven = solve_alone(
         problem.pending_s.copy(), problem.kv_blocks.copy(), problem.hidden_blocks.copy(), problem.hidden_penalty_s.copy(),
         problem.tokens_taken.copy(), problem.memory_blocks,
         NO_LIMIT if problem.token_budget is None else problem.token_budget,
@@ -145,7 +159,7 @@ def alone(problem: BatchProblem) -> float:
     )  # fmt: skip
     plan = BatchPlan(choice)
     assert plan.violations(problem) == []
-    return plan.value(problem)
+    return proven, plan
 
 
 def test_the_memory_is_filled_by_the_best_set_not_by_the_densest_requests() -> None:

@@ -11,7 +11,8 @@ import pulp
 import pytest
 from factories import make_workload
 
-from optsched.batching.horizon import HorizonFormulation, HorizonProblem
+from optsched.batching.horizon import HorizonFormulation
+from optsched.batching.horizon_problem import HorizonProblem
 from optsched.batching.milp import BatchFormulation
 from optsched.batching.problem import BatchProblem
 from optsched.domain.plan import PlanLink, PlanReplica, PlanSlo, Standalone

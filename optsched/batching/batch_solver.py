@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from threading import Lock
 from time import perf_counter
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
@@ -16,7 +16,7 @@ from optsched.batching.memory_solver import INVALID, go_on, solve_in, with_more_
 from optsched.batching.problem import BatchProblem
 from optsched.batching.rows import MEMORY_FIRST, ROWS_WORK_LIMIT, breaks, empty_rows_space, solve_rows
 from optsched.batching.rows import NODES as ROWS_NODES
-from optsched.batching.solved import Status
+from optsched.batching.solved import Composition, Status
 from optsched.batching.vertices import Rows
 from optsched.batching.workspace import empty_buffer, view
 from optsched.compiled import compile_for
@@ -28,28 +28,6 @@ Ties = Literal["free-largest", "any"]
 STATES, NODES = 1 << 16, 1 << 17  # room at first; a hard problem makes it grow
 WORK_LIMIT = 50_000_000  # states; about half a second
 PAUSE = 1_000_000  # states between readings of the clock
-
-
-class Composition(NamedTuple):
-    """Which requests go into the batch, and the proof.
-
-    Attributes
-    ----------
-    status
-        OPTIMAL, or FEASIBLE where a limit was hit.
-    value, bound
-        Seconds: of the plan, and no plan is worth more.
-    limit
-        What stopped the search: ``time``, ``work``, or ``ties``: the value is proven, the choice among equals is not.
-    choice
-        Per request: 0 skip, 1 hidden, 2 KV.
-    """
-
-    status: Status
-    value: float
-    bound: float
-    limit: str | None
-    choice: Int8[Array, " n"]
 
 
 class BatchSolver:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int8, Int64
+from jaxtyping import Float64, Int64
 
 from optsched.batching.core_frame import DONE, Frame, Search, change, on_offer
 from optsched.batching.greedy import SKIP, TAKE_HIDDEN, TAKE_KV, UPGRADE
 from optsched.batching.heap import heapify
 from optsched.batching.threshold import Break, find_break, list_elements, quantise
 from optsched.batching.workspace import Workspace
+from optsched.batching.worth import plan_worth
 from optsched.compiled import inlined, lean
 
 Array = np.ndarray
@@ -63,18 +64,6 @@ def _round_down(space: Workspace, num: int, broken: Break) -> tuple[int, float]:
             elif not full:
                 full, tie_price = True, 0.0 if step == UPGRADE else -1.0
     return room, tie_price
-
-
-@lean
-def plan_worth(space: Workspace, kv_blocks: Int64[Array, " n"], choice: Int8[Array, " n"]) -> tuple[int, int, int]:
-    """Return value, tie value and number of selected requests of a plan."""
-    value, tie, count = 0, 0, 0
-    for i in range(len(kv_blocks)):
-        if choice[i] != SKIP:
-            value += space.gain[i] - (space.penalty[i] if choice[i] == TAKE_HIDDEN else 0)
-            tie -= kv_blocks[i]
-            count += 1
-    return value, tie, count
 
 
 @lean
@@ -240,17 +229,3 @@ def set_up(
     setting = _ready(space, kv_blocks, hidden_blocks, memory, frame, nothing, scale, value)
     heapify(space.loss, space.member, setting.search.heap)
     return setting
-
-
-@lean
-def worth(pending_s: Float64[Array, " n"], hidden_penalty_s: Float64[Array, " n"], choice: Int8[Array, " n"]) -> float:
-    """Return a plan's value in seconds, summed with compensation (Neumaier)."""
-    total, lost = 0.0, 0.0
-    for i in range(len(choice)):
-        if choice[i] == SKIP:
-            continue
-        term = pending_s[i] - (hidden_penalty_s[i] if choice[i] == TAKE_HIDDEN else 0.0)
-        added = total + term
-        lost += (total - added) + term if abs(total) >= abs(term) else (term - added) + total
-        total = added
-    return total + lost

@@ -10,16 +10,17 @@ from optsched.batching.core import expand
 from optsched.batching.core_frame import DONE, PAUSED, TIES_OPEN, Frame, Search, stopped
 from optsched.batching.greedy import SKIP
 from optsched.batching.heap import heapify
-from optsched.batching.memory_row import Setting, again, set_up, worth
+from optsched.batching.memory_row import Setting, again, set_up
 from optsched.batching.scarce import close_by_parts
 from optsched.batching.workspace import Workspace, grown, view
+from optsched.batching.worth import worth
 from optsched.compiled import kernel, lean
 
 Array = np.ndarray
 
 INVALID = 4  # beside the codes of `optsched.batching.core_frame`: the data contradict each other
-FAR, MORE = 10, 6  # blocks that the gap is worth: where sizes are so various, the search itself ends soon
-FIRST_WORK = 5_000  # states before the corner relaxation is solved
+FAR, MORE = 10, 20  # blocks that the gap is worth: where sizes are so various, the search itself ends soon
+FIRST_WORK = 1_500  # states before the corner relaxation is solved
 
 
 @lean

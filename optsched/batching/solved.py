@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int8
 
 from optsched.batching.problem import BatchPlan
 
+Array = np.ndarray
 SolverName = Literal["highs", "cbc"]
 
 
@@ -66,3 +70,25 @@ def relative_gap(value: float | None, bound: float) -> float | None:
     if bound <= value:
         return 0.0
     return (bound - value) / value if value > 0 else None
+
+
+class Composition(NamedTuple):
+    """Which requests go into the batch, and the proof.
+
+    Attributes
+    ----------
+    status
+        OPTIMAL, or FEASIBLE where a limit was hit.
+    value, bound
+        Seconds: of the plan, and no plan is worth more.
+    limit
+        What stopped the search: ``time``, ``work``, or ``ties``: the value is proven, the choice among equals is not.
+    choice
+        Per request: 0 skip, 1 hidden, 2 KV.
+    """
+
+    status: Status
+    value: float
+    bound: float
+    limit: str | None
+    choice: Int8[Array, " n"]

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsched.batching import BatchPlan, BatchProblem, Status, solve
-from optsched.batching.batch_solver import BatchSolver, Composition
+from optsched.batching.batch_solver import BatchSolver
 from optsched.batching.bound import upper_bound
 from optsched.batching.generators import BatchRecipe, generate
 from optsched.batching.rows_exchange import exchange
+from optsched.batching.solved import Composition
 from optsched.batching.threshold import quantise
 from optsched.batching.vertices import Rows
 from optsched.batching.workspace import empty_workspace

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsched.batching import BatchPlan, BatchProblem, Status, solve
-from optsched.batching.batch_solver import BatchSolver, Composition
+from optsched.batching.batch_solver import BatchSolver
 from optsched.batching.generators import BatchRecipe, generate, read_recipes
+from optsched.batching.solved import Composition
 from optsched.batching.workspace import empty_buffer
 from optsched.catalog import data_root
 from optsched.errors import ProblemError, UnknownNameError

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optsched.batching.horizon import HorizonProblem, compose_each, replay, roll_window, solve_horizon
+from optsched.batching.horizon import compose_each, roll_window, solve_horizon
+from optsched.batching.horizon_problem import HorizonProblem, replay
 from optsched.errors import ProblemError
 
 

@@ -21,8 +21,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from optsched.batching import BatchProblem, solve
-from optsched.batching.batch_solver import BatchSolver, Composition
+from optsched.batching.batch_solver import BatchSolver
 from optsched.batching.generators import BatchRecipe, generate
+from optsched.batching.solved import Composition
 from optsched.batching.solver import greedy_plan
 from optsched.batching.warm_up import warm_up_solvers
 

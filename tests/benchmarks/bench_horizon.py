@@ -7,7 +7,8 @@ from time import perf_counter
 
 import numpy as np
 
-from optsched.batching.horizon import HorizonProblem, compose_each, replay, roll_window, solve_horizon
+from optsched.batching.horizon import compose_each, roll_window, solve_horizon
+from optsched.batching.horizon_problem import HorizonProblem, replay
 
 NUM, ITERATIONS, SEEDS = 6, 6, 10
 

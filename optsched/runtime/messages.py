@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from optsched.batching.state import NO_LAW
+from optsched.domain.journal import Entry
 from optsched.domain.llm import Llm
 from optsched.domain.log import EventKind, Steps
 
@@ -48,6 +49,8 @@ class Setup:
         ``cpu`` or ``cuda``.
     rendezvous
         Path of the file through which the workers find each other.
+    keep_journal
+        Whether to report every event and decision.
     """
 
     index: int
@@ -59,6 +62,7 @@ class Setup:
     limits: Limits
     device: str
     rendezvous: str
+    keep_journal: bool = False
 
 
 # --- to a worker
@@ -234,6 +238,8 @@ class Report:
         Turns that were first computed on, and when.
     token_turn, token_number, token_id, token_s
         Output tokens: turn, position among the turn's outputs, id, and time.
+    journal
+        Every event and decision in order, where one is kept.
     """
 
     news: tuple[News, ...]
@@ -244,6 +250,7 @@ class Report:
     token_number: Int64[Array, " n"]
     token_id: Int64[Array, " n"]
     token_s: Float64[Array, " n"]
+    journal: tuple[Entry, ...] = ()
 
 
 FromWorker = Ready | Failed | Died | Report

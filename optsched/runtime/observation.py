@@ -6,6 +6,7 @@ from importlib import metadata
 
 import numpy as np
 
+from optsched.domain.journal import Entry
 from optsched.domain.log import Event, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
@@ -34,6 +35,7 @@ class Observation:
         self.granted_s, self.prefilled_s = np.full(conversations, np.nan), np.full(conversations, np.nan)
         self.admission_s = np.zeros(turns)
         self.events: list[Event] = []
+        self.journals: list[list[Entry]] = [[] for _ in plan.replicas]
         self._steps: list[Steps] = []
         self._leaving: dict[int, float] = {}
         self._moves: list[tuple[float, ...]] = []
@@ -41,6 +43,7 @@ class Observation:
     def add(self, replica: int, report: Report) -> None:
         """Take in one worker's report."""
         self._steps.append(report.steps)
+        self.journals[replica] += report.journal
         self.start_s[report.started_turn] = report.started_s
         for column in (self.prefill_replica, self.decode_replica):
             column[report.started_turn] = replica

@@ -7,6 +7,7 @@ import time
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from optsched.domain.journal import Entry
 from optsched.domain.log import Steps
 from optsched.runtime.messages import News, Report
 
@@ -32,14 +33,22 @@ def steps_from_rows(rows: list[tuple[float, ...]]) -> Steps:
 
 
 class Recorder:
-    """Rows and arrays since the last report."""
+    """Rows and arrays since the last report.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    keep_journal
+        Whether to report each event and decision of the replica too.
+    """
+
+    def __init__(self, *, keep_journal: bool = False) -> None:
+        self.keeps_journal = keep_journal
         self.news: list[News] = []
         self._clear()
 
     def _clear(self) -> None:
         self.news = []
+        self._journal: list[Entry] = []
         self._steps: list[tuple[float, ...]] = []
         self._started: list[tuple[int, float]] = []
         self._tokens: list[tuple[Int64[Array, " n"], Int64[Array, " n"], Int64[Array, " n"], float]] = []
@@ -47,7 +56,12 @@ class Recorder:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to report."""
-        return not (self.news or self._steps)
+        return not (self.news or self._steps or self._journal)
+
+    def enter(self, entry: Entry) -> None:
+        """Note an event or a decision, if a journal is kept."""
+        if self.keeps_journal:
+            self._journal.append(entry)
 
     def step(self, row: tuple[float, ...]) -> None:
         """Note a step: the fields of `optsched.domain.log.Steps` in their order."""
@@ -71,7 +85,7 @@ class Recorder:
         report = Report(
             tuple(self.news), steps_from_rows(self._steps),
             np.array([t for t, _ in self._started], np.int64), np.array([s for _, s in self._started], float),
-            turn, number, token, times.astype(float),
+            turn, number, token, times.astype(float), tuple(self._journal),
         )  # fmt: skip
         self._clear()
         return report

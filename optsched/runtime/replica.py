@@ -9,6 +9,7 @@ from jaxtyping import Int64
 
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import HIDDEN, KV, Counts, Engine
+from optsched.domain.journal import Decided, Forgotten, Landed, RoomMade, Stayed, TurnQueued
 from optsched.runtime.attention import Batch
 from optsched.runtime.cache import BlockPool
 from optsched.runtime.messages import Incident, Limits, Prefilled, Receive, StartTurn, TurnEnded
@@ -62,11 +63,13 @@ class Replica:
             self.idle.remove(slot)
             self.slots.next_turn(slot, turn, prompt)
         self.waiting.append(slot)
+        self.recorder.enter(TurnQueued(turn.conversation, turn.turn, turn.arrival_s, turn.stays))
 
     def stay(self, conversation: int) -> None:
         """Let a prefilled conversation that was held back decode here."""
         slot = self.slots.slot_of[conversation]
         (self.idle if self.slots.is_over(slot) else self.running).append(slot)
+        self.recorder.enter(Stayed(conversation))
 
     def blocks_of(self, conversation: int) -> Int64[Array, " b"]:
         """Return the blocks that hold a conversation's cache."""
@@ -75,6 +78,7 @@ class Replica:
     def forget(self, conversation: int) -> None:
         """Free everything that a conversation held here."""
         self.slots.close(self.slots.slot_of[conversation])
+        self.recorder.enter(Forgotten(conversation))
 
     def expect(self, handover: Receive) -> bool:
         """Set blocks aside for a cache that is handed over; False while the pool has no room for it."""
@@ -85,12 +89,15 @@ class Replica:
         prompt = prompt_tokens(self.seed, turn.conversation, turn.number, turn.new_tokens, self.model.llm.vocab_size)
         slot = self.slots.adopt(handover, prompt, needed)
         self.slots.requests.late[slot] = handover.token_s - turn.arrival_s >= self.limits.ttft_slo_s
+        made = (turn.conversation, turn.arrival_s, handover.context, handover.cache, needed, handover.token_s)
+        self.recorder.enter(RoomMade(*made))
         return True
 
     def land(self, conversation: int) -> None:
         """Queue a conversation whose cache has arrived."""
         slot = self.slots.slot_of[conversation]
         (self.idle if self.slots.is_over(slot) else self.waiting).append(slot)
+        self.recorder.enter(Landed(conversation))
 
     # --- a step
 
@@ -109,9 +116,13 @@ class Replica:
         count_busy
             Returns how many replicas of the host are in a step, this one included.
         """
-        now_s = self.clock.now()
-        scheduled = self._schedule(now_s)
+        if not self.has_work:
+            return None
+        now_s, free_blocks, order = self.clock.now(), self.slots.tables.num_free, self.running + self.waiting + self.idle
+        scheduled = self._schedule(now_s, np.array(order, dtype=np.int64))
+        evicted = tuple(int(self.slots.conversation[slot]) for slot in order if self.slots.decision.evict[slot] == 1)
         if not len(scheduled):
+            self.recorder.enter(Decided(now_s, now_s, free_blocks, (), evicted))
             return None
         busy = count_busy()
         batch, row = self._compose(scheduled)
@@ -119,14 +130,14 @@ class Replica:
         end_s = self.clock.now()
         self._postprocess(scheduled, batch, following, now_s, end_s)
         self.recorder.step((self.index, start_s, end_s, *row, busy))
+        if self.recorder.keeps_journal:
+            columns = np.transpose((self.slots.conversation[scheduled], batch.new, batch.cache)).tolist()
+            self.recorder.enter(Decided(now_s, end_s, free_blocks, tuple((c, n, kind) for c, n, kind in columns), evicted))
         return end_s
 
-    def _schedule(self, now_s: float) -> Int64[Array, " n"]:
-        """Ask the policy, apply its evictions, and return the scheduled slots in queue order."""
-        order = self.running + self.waiting + self.idle
-        if not self.has_work:
-            return np.zeros(0, np.int64)
-        queue, requests, decision = np.array(order, dtype=np.int64), self.slots.requests, self.slots.decision
+    def _schedule(self, now_s: float, queue: Int64[Array, " q"]) -> Int64[Array, " n"]:
+        """Ask the policy about the queue, apply its evictions, and return the scheduled slots in queue order."""
+        requests, decision = self.slots.requests, self.slots.decision
         counts = Counts(len(self.running), len(self.waiting), len(self.idle))
         decision.tokens[queue] = decision.evict[queue] = 0
         self._decide(requests, queue, counts, self._engine(now_s), decision)
@@ -134,7 +145,7 @@ class Replica:
         if len(evicted):
             self._evict(evicted.tolist(), now_s)
         queue = np.array(self.running + self.waiting, dtype=np.int64)
-        scheduled = queue[decision.tokens[queue] > 0]
+        scheduled: Int64[Array, " n"] = queue[decision.tokens[queue] > 0]
         admitted = decision.tokens[queue[len(self.running) :]] > 0
         if admitted.any():
             self.running += [slot for slot, now in zip(self.waiting, admitted, strict=True) if now]

@@ -60,7 +60,7 @@ def main(setup: Setup, connection: Connection, busy: Flags) -> None:
     busy
         Flags of all replicas.
     """
-    code, recorder = 0, Recorder()
+    code, recorder = 0, Recorder(keep_journal=setup.keep_journal)
     try:
         torch.set_num_threads(1)
         Worker(setup, connection, busy, recorder).run()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from optsched.batching.policies import FIRST_COME
+from optsched.batching.policies import FIRST_COME, STEADY, policy_parameters
+from optsched.batching.policies.dispatch import own_parameters
 from optsched.batching.state import Decision, Requests
 from optsched.batching.step_time import law_rows
 from optsched.domain.gaps import NUM_BINS, largest_needed
@@ -12,7 +13,7 @@ from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.placement.step_time import pack
 from optsched.simulator.heap import ARRIVAL, Heap, push
-from optsched.simulator.state import GapBook, Outbox, Prefixes, Replicas, State, StepBuffer, Turns
+from optsched.simulator.state import Engine, GapBook, Outbox, Prefixes, Replicas, State, StepBuffer, Turns
 
 
 def _replicas(plan: Plan, conversations: int) -> Replicas:
@@ -88,6 +89,26 @@ def _prefixes(plan: Plan, workload: Workload) -> Prefixes:
 def _outbox(capacity: int) -> Outbox:
     kind, subject, replica = np.zeros((3, capacity), np.int64)
     return Outbox(kind, subject, replica, np.zeros(capacity), np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
+def engine_of(plan: Plan, workload: Workload, direct: int | None, *, record_steps: bool, record_tokens: bool) -> Engine:
+    """Return what stays the same during a simulation; `direct` is the replica of all conversations where no policy is asked."""
+    parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
+    return Engine(
+        block_tokens=plan.engine.block_tokens,
+        max_sequences=plan.engine.max_sequences,
+        hidden_ratio=float(plan.llms[0].shape.hidden_ratio),
+        rho_s_per_block=plan.batching.rho_s_per_block,
+        ttft_slo_s=parameters["ttft_slo_s"],
+        tbt_slo_s=parameters["tbt_slo_s"],
+        parameters=own_parameters(plan.batching.policy, parameters),
+        record_steps=record_steps,
+        record_tokens=record_tokens,
+        direct=-1 if direct is None else direct,
+        steady=plan.batching.policy in STEADY,
+        concurrency=workload.concurrency or 0,
+        prefixes=plan.engine.prefix_caching and workload.prefix_blocks is not None,
+    )
 
 
 def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tokens: bool) -> State:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from optsched.batching.policies import STEADY, policy_parameters
-from optsched.batching.policies.dispatch import own_parameters, policy_address
+from optsched.batching.policies.dispatch import policy_address
 from optsched.domain.gaps import Gaps
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
@@ -20,7 +19,7 @@ from optsched.placement.room import refuse_what_cannot_fit
 from optsched.placement.view import ConversationView
 from optsched.simulator import kernel, turns
 from optsched.simulator import state as st
-from optsched.simulator.layout import initial_state
+from optsched.simulator.layout import engine_of, initial_state
 
 _STEP_CAPACITY = 1 << 16
 
@@ -109,22 +108,7 @@ class _Simulation:
         self.shape = plan.llms[0].shape
         policy = make_policy(plan.placement.policy, plan.placement.parameters, self._assignments())
         direct = always_on(policy, [replica.role for replica in plan.replicas])
-        parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
-        self.engine = st.Engine(
-            block_tokens=plan.engine.block_tokens,
-            max_sequences=plan.engine.max_sequences,
-            hidden_ratio=float(self.shape.hidden_ratio),
-            rho_s_per_block=plan.batching.rho_s_per_block,
-            ttft_slo_s=parameters["ttft_slo_s"],
-            tbt_slo_s=parameters["tbt_slo_s"],
-            parameters=own_parameters(plan.batching.policy, parameters),
-            record_steps=record_steps,
-            record_tokens=record_tokens,
-            direct=-1 if direct is None else direct,
-            steady=plan.batching.policy in STEADY,
-            concurrency=workload.concurrency or 0,
-            prefixes=plan.engine.prefix_caching and workload.prefix_blocks is not None,
-        )
+        self.engine = engine_of(plan, workload, direct, record_steps=record_steps, record_tokens=record_tokens)
         self.dispatcher = Dispatcher(policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens)
         self.state = initial_state(plan, workload, _STEP_CAPACITY if record_steps else 0, record_tokens)
         self.granted_s = np.full(workload.num_conversations, np.nan)

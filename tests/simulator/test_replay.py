@@ -1,0 +1,137 @@
+"""Workers and simulator apply the same policies by code of their own: on the worker's clock both decide alike, step by step."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factories import make_plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import workloads
+
+from optsched import catalog
+from optsched.batching.policies import POLICIES
+from optsched.domain.journal import Decided, Entry
+from optsched.domain.llm import Llm
+from optsched.domain.plan import Plan, PlanLlm
+from optsched.domain.scenario import EngineSpec
+from optsched.domain.workload import Workload
+from optsched.planner.plan import plan_scenario
+from optsched.runtime.cache import BlockPool
+from optsched.runtime.cluster import _Run
+from optsched.runtime.fleet import Fleet
+from optsched.runtime.messages import StartTurn, TurnEnded
+from optsched.runtime.model.transformer import Transformer
+from optsched.runtime.model.weights import random_weights
+from optsched.runtime.recorder import Clock, Recorder
+from optsched.runtime.replica import Replica
+from optsched.runtime.setups import worker_setups
+from optsched.simulator.replay import replay
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime"))
+from small_llms import OPT, QWEN3, QWEN3_ODD
+
+torch.set_num_threads(1)
+MODELS = {id(llm): Transformer(llm, random_weights(llm, 2, torch.float32)) for llm in (OPT, QWEN3, QWEN3_ODD)}
+
+
+class SlowClock(Clock):
+    """A clock on which every look takes a while, so that targets are missed and steps take time."""
+
+    def __init__(self, tick_s: float) -> None:
+        self.zero_s, self.time_s, self.tick_s = 0.0, 0.0, tick_s
+
+    def now(self) -> float:
+        self.time_s += self.tick_s
+        return self.time_s
+
+
+def assert_decided_alike(plan: Plan, workload: Workload, journals: list[list[Entry]]) -> list[Decided]:
+    found: list[Decided] = []
+    for replica, journal in enumerate(journals):
+        observed = [entry for entry in journal if isinstance(entry, Decided)]
+        assert replay(plan, workload, replica, journal) == observed
+        found += observed
+    return found
+
+
+def test_the_quickstart_is_decided_alike_by_workers_and_simulator() -> None:
+    planned = plan_scenario(catalog.scenario("quickstart"))
+    few = planned.workload.head(5, 2)
+    setups = [replace(setup, keep_journal=True) for setup in worker_setups(planned.plan, few, 0, "cpu")]
+    with Fleet(setups) as fleet:
+        run = _Run(planned.plan, few, fleet, 0, "cpu")
+        log = run.to_the_end(120.0, None)
+    decided = assert_decided_alike(planned.plan, few, run.observed.journals)
+    assert sum(1 for entry in decided if entry.scheduled) == log.iterations
+    assert {len(journal) > 0 for journal in run.observed.journals} == {True}
+
+
+def serve(replica: Replica, workload: Workload) -> list[Entry]:
+    """Run all conversations on one replica, two joining at each step, and return its journal."""
+
+    def turn_of(turn: int) -> StartTurn:
+        conversation, number = int(workload.conversation_of_turn[turn]), int(workload.turn_in_conversation[turn])
+        last = turn + 1 == workload.first_turn[conversation + 1]
+        sizes = int(workload.new_tokens[turn]), int(workload.output_tokens[turn])
+        return StartTurn(conversation, turn, number, replica.clock.now(), *sizes, last)
+
+    coming = [int(turn) for turn in workload.first_turn[:-1]]
+    journal: list[Entry] = []
+    for _ in range(60 * int((workload.new_tokens + workload.output_tokens).sum()) + 100):
+        for turn in coming[:2]:
+            replica.start_turn(turn_of(turn))
+        coming = coming[2:]
+        if not (coming or replica.has_work):
+            break
+        replica.step(0.0, lambda: 1)
+        report = replica.recorder.report()
+        journal += report.journal
+        ended = [news.turn for news in report.news if isinstance(news, TurnEnded)]
+        coming += [turn + 1 for turn in ended if turn + 1 < workload.first_turn[workload.conversation_of_turn[turn] + 1]]
+    assert not replica.has_work
+    return journal
+
+
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"density", "apt-serve-decay"}))
+@settings(max_examples=10)
+@given(
+    llm=st.sampled_from([OPT, QWEN3, QWEN3_ODD]),
+    workload=workloads(max_conversations=6, max_turns=3, max_new_tokens=60, max_output_tokens=12),
+    spare=st.integers(0, 8),
+    tick_s=st.sampled_from([1e-3, 0.2]),
+)
+def test_every_policy_decides_alike_in_a_worker_and_in_the_simulator(
+    policy: str, llm: Llm, workload: Workload, spare: int, tick_s: float
+) -> None:
+    blocks = int(-(-workload.peak_tokens.max() // 16)) + spare
+    engine = EngineSpec(max_batched_tokens=max(64, int(workload.peak_tokens.max())), max_sequences=8)
+    plan = make_plan(["mixed"], kv_blocks=blocks, batching=policy, policy="collocated", engine=engine, rho_s_per_block=1e-4)
+    plan = plan.replace(llms=(PlanLlm(name="tiny", shape=llm),))
+    (setup,) = worker_setups(plan, workload, 0, "cpu")
+    pool = BlockPool(llm, blocks, 16, torch.float32, "cpu")
+    recorder = Recorder(keep_journal=True)
+    replica = Replica(0, MODELS[id(llm)], pool, setup.limits, 0, SlowClock(tick_s), recorder)
+    assert_decided_alike(plan, workload, [serve(replica, workload)])
+
+
+def test_the_replay_is_of_the_worker_s_own_clock() -> None:
+    """Moved to other times, the same events are decided otherwise by a policy that looks at the clock."""
+    workload = Workload(np.arange(4), np.zeros(4), np.arange(5), np.full(4, 40), np.full(4, 30), np.zeros(4))
+    engine = EngineSpec(max_batched_tokens=128, max_sequences=8)
+    plan = make_plan(["mixed"], kv_blocks=14, batching="apt-serve", policy="collocated", engine=engine, rho_s_per_block=1e-4)
+    plan = plan.replace(llms=(PlanLlm(name="tiny", shape=QWEN3),))
+    (setup,) = worker_setups(plan, workload, 0, "cpu")
+    replica = Replica(
+        0, MODELS[id(QWEN3)], BlockPool(QWEN3, 14, 16, torch.float32, "cpu"), setup.limits, 0, SlowClock(0.2), Recorder(keep_journal=True)
+    )  # fmt: skip
+    journal = serve(replica, workload)
+    decided = assert_decided_alike(plan, workload, [journal])
+    assert any(entry.evicted for entry in decided)
+    sooner = [replace(e, now_s=e.now_s / 1e3, end_s=e.end_s / 1e3) if isinstance(e, Decided) else e for e in journal]
+    assert [entry.scheduled for entry in replay(plan, workload, 0, sooner)] != [entry.scheduled for entry in decided]

@@ -5,6 +5,7 @@ The laws of models/gpus as they stand are held against what `calibrate_experts` 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from optsched.cost.tier import peak_flops_per_s
 from optsched.domain.dtypes import DTYPE_BYTES
 from optsched.domain.experts_law import ExpertsLaw
 from optsched.profiles.experts import ExpertRows
+from optsched.profiles.frontier_experts import read_experts as read_frontier
 
 ROOT = Path(__file__).resolve().parents[2]
+A800 = "a100-80gb"  # the same silicon
 # What is left of the law without measurements: the larger of compute and reading the weights, at the datasheet's rates.
 DATASHEET = ExpertsLaw(
     compute=1.0, memory=1.0, half_rows=1e-9, half_width=1e-9, order=20.0, passes=1e-9, launch_s=0.0, routing_s=0.0
@@ -56,11 +59,24 @@ def tables() -> tuple[list[str], list[list[str]], list[list[str]], dict[str, tup
     return ["tier", "weights", "part", *HEADER, "datasheet, same rows"], table, left_out, plotted
 
 
+def frontier_table() -> str:
+    """Return another team's layers on the A100's silicon, to which nothing was fitted, by how they are spread over GPUs."""
+    path = Path(os.environ["OPTSCHED_DATA"]) / "profiles" / "frontier" / "a800" / "qwen3-a3b-30b-moe" / "moe.csv"
+    rows = read_frontier(path)
+    found, plain = times(catalog.gpu(A800).efficiency.experts["bf16"], A800, rows), times(DATASHEET, A800, rows)
+    cells = []
+    for tp, groups in sorted(set(zip(rows.tp.tolist(), rows.groups.tolist(), strict=True))):
+        mask = (rows.tp == tp) & (rows.groups == groups)
+        cells.append([f"{tp}", f"{groups}", *figures(found[mask], rows.seconds[mask]), mape(plain[mask], rows.seconds[mask])])
+    return markdown(["tp", "expert groups", *HEADER, "datasheet, same rows"], cells)
+
+
 def main() -> None:
     """Write the section's tables and its figure."""
     header, rows, left_out, plotted = tables()
     found = {
         "experts": markdown(header, rows),
+        "experts-elsewhere": frontier_table(),
         "experts-left-out": markdown(["tier", "weights", "left out because", "rows"], left_out),
     }
     fill(ROOT / "docs" / "accuracy.md", found, "python tests/benchmarks/accuracy_experts.py")

@@ -38,15 +38,17 @@ class Measured:
     kernel: str | None = None
 
 
+# Of 4-bit weights the tables have the experts of one llm (7,168 by 2,048, 8 of 384), so that no llm can be held out.
+WITH_INT4: tuple[Dtype, ...] = ("bf16", "fp8", "int4")
 # The newest tables of vLLM; on A100 vLLM 0.14 has tuned kernels for some llms only, so TensorRT-LLM's. On B200 vLLM takes
 # TensorRT-LLM's kernels where they exist; the other ones are 30 % slower for the same shape and are not mixed in.
 GPUS = {
     "a100-80gb": Measured("a100_sxm", "trtllm/1.0.0", 40e6, ("bf16",)),
-    "h100-sxm": Measured("h100_sxm", "vllm/0.24.0", 50e6),
-    "h200": Measured("h200_sxm", "vllm/0.24.0", 50e6),
+    "h100-sxm": Measured("h100_sxm", "vllm/0.24.0", 50e6, WITH_INT4),
+    "h200": Measured("h200_sxm", "vllm/0.24.0", 50e6, WITH_INT4),
     "b200": Measured("b200_sxm", "vllm/0.24.0", 126e6, kernel="trtllm"),
-    "l40s": Measured("l40s", "vllm/0.24.0", 96e6),
-    "rtx-pro-6000": Measured("rtx_pro_6000_server", "vllm/0.24.0", 128e6),
+    "l40s": Measured("l40s", "vllm/0.24.0", 96e6, WITH_INT4),
+    "rtx-pro-6000": Measured("rtx_pro_6000_server", "vllm/0.24.0", 128e6, WITH_INT4),
 }
 
 

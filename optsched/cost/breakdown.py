@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
-from optsched.cost.operations import Operation, by_kind
+from optsched.cost.operations import Operation
 from optsched.cost.precision import Scalar, double_precision
 from optsched.cost.shape import LlmShape
 from optsched.cost.step import duration, running, work_time
 from optsched.cost.tier import TierParameters
+from optsched.cost.totals import by_kind
 from optsched.cost.transformer import communications, compute_operations
 
 # Rows of a breakdown that are no operation: what the engine adds to the kernels.

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from optsched.cost.experts import ExpertsParameters, experts_s
 from optsched.cost.fit import Fitted, Provenance, fit_law
 from optsched.cost.precision import double_precision, scalar
+from optsched.cost.rates import peak_flops_per_s
 from optsched.cost.roofline import Card
 from optsched.cost.split import Split, experts_of_heldout_llm, split
-from optsched.cost.tier import peak_flops_per_s
 from optsched.domain.dtypes import DTYPE_BYTES
 from optsched.domain.experts_law import ExpertsLaw
 from optsched.domain.hardware import Tier

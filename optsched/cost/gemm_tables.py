@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from optsched import catalog
 from optsched.cost.gemm_calibration import card_of, fit_elementwise, fit_gemm
-from optsched.cost.tier import peak_flops_per_s
+from optsched.cost.rates import peak_flops_per_s
 from optsched.domain.dtypes import DTYPE_BYTES, Dtype
 from optsched.domain.frozen import Frozen
 from optsched.domain.hardware import Gpu, Tier

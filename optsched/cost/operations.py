@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
-from optsched.cost import collectives, decode_attention, elementwise, experts, gemm, prefill_attention
+from optsched.cost import decode_attention, elementwise, experts, gemm, prefill_attention
 from optsched.cost.precision import Scalar
 from optsched.cost.roofline import Card
 from optsched.cost.tier import TierParameters
-
-SLOW_ONSET = 24.0  # how sharply messages leave the fast path with their size
 
 
 class Operation(eqx.Module):
@@ -92,7 +87,15 @@ class Gemm(Operation):
         return gemm.gemm_bytes(self.rows, self.inner, self.outer, self.weight_bytes, self.activation_bytes)
 
 
-class PrefillAttention(Operation):
+class Attention(Operation):
+    """Attention of either kind: its FLOPs have an energy of their own."""
+
+    def compute_j(self, tier: TierParameters) -> Scalar:
+        """Return the dynamic energy of all FLOPs at the full clock, on one GPU."""
+        return self.flops * tier.attention_j_per_flop
+
+
+class PrefillAttention(Attention):
     """Attention of the sequences in prefill; totals over them, and heads of this GPU."""
 
     tokens: Scalar
@@ -127,12 +130,8 @@ class PrefillAttention(Operation):
             self.activation_bytes,
         )  # fmt: skip
 
-    def compute_j(self, tier: TierParameters) -> Scalar:
-        """Return the dynamic energy of all FLOPs at the full clock, on one GPU."""
-        return self.flops * tier.attention_j_per_flop
 
-
-class DecodeAttention(Operation):
+class DecodeAttention(Attention):
     """Attention of the decoding sequences; totals over them, and heads of this GPU."""
 
     sequences: Scalar
@@ -166,10 +165,6 @@ class DecodeAttention(Operation):
             self.sequences, self.cached_tokens, self.heads, self.key_dim, self.value_dim, self.cache_width, self.cache_bytes,
             self.activation_bytes,
         )  # fmt: skip
-
-    def compute_j(self, tier: TierParameters) -> Scalar:
-        """Return the dynamic energy of all FLOPs at the full clock, on one GPU."""
-        return self.flops * tier.attention_j_per_flop
 
 
 class Experts(Operation):
@@ -237,73 +232,3 @@ class Elementwise(Operation):
     def once_bytes(self) -> Scalar:
         """Bytes that one of them moves."""
         return self.moved_bytes
-
-
-class Communication(eqx.Module):
-    """A collective of some GPUs on `num_bytes`; `count` times per step, one after another.
-
-    For ``hand_over``, `gpus` is the share of the hand-overs that cross nodes.
-    """
-
-    count: Scalar
-    num_bytes: Scalar
-    gpus: Scalar
-    kind: Literal["all_reduce", "all_gather", "all_to_all", "hand_over"] = eqx.field(static=True)
-
-    def seconds(self, tier: TierParameters) -> Scalar:
-        """Return the time of all of them in seconds."""
-        times = {
-            "all_reduce": collectives.all_reduce_s,
-            "all_gather": collectives.all_gather_s,
-            "all_to_all": collectives.all_to_all_s,
-            "hand_over": collectives.hand_over_s,
-        }
-        once_s = times[self.kind](tier.collectives, tier.fabric, self.num_bytes, self.gpus) + tier.message_overhead_s
-        return self.count * (once_s + self._slow_s(tier) if self.kind == "all_reduce" else once_s)
-
-    def _slow_s(self, tier: TierParameters) -> Scalar:
-        """Return what the part of an all-reduce that the engine sends off the fast path takes more: none between two GPUs."""
-        large = (self.num_bytes / tier.slow_message_bytes) ** SLOW_ONSET
-        hops = jnp.maximum(self.gpus - 2.0, 0.0) / self.gpus
-        return hops * tier.slow_message_s_per_byte * self.num_bytes * large / (1.0 + large)
-
-    @property
-    def bytes(self) -> Scalar:
-        """Bytes that each GPU sends in all of them."""
-        if self.kind == "all_reduce":
-            return self.count * collectives.all_reduce_bytes(self.num_bytes, self.gpus)
-        if self.kind == "hand_over":
-            return self.count * self.num_bytes
-        return self.count * collectives.all_gather_bytes(self.num_bytes, self.gpus)
-
-
-OperationT = TypeVar("OperationT", Operation, Communication)
-
-
-def by_kind(operations: Mapping[str, OperationT]) -> list[tuple[tuple[str, ...], OperationT]]:
-    """Return the names of alike operations, and the operations of each kind as one whose leaves are arrays."""
-    kinds: dict[object, dict[str, OperationT]] = {}
-    for name, operation in operations.items():
-        kinds.setdefault(jax.tree.structure(operation), {})[name] = operation
-    return [
-        (tuple(alike), jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *alike.values()))
-        for alike in kinds.values()
-    ]
-
-
-def total(operations: Mapping[str, OperationT], of: Callable[[OperationT], Scalar]) -> Scalar:
-    """Return the sum of something over operations, those of one kind evaluated as one array.
-
-    Parameters
-    ----------
-    operations
-        Of any kinds.
-    of
-        What to sum.
-
-    Notes
-    -----
-    A step has a dozen matrix products; evaluated one by one, XLA takes a quarter of a minute to compile their gradient.
-    """
-    sums = [jax.vmap(of)(alike).sum() if len(names) > 1 else of(operations[names[0]]) for names, alike in by_kind(operations)]
-    return jnp.stack(sums).sum()

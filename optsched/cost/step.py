@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from optsched.cost.features import StepFeatures
-from optsched.cost.operations import total
 from optsched.cost.power import SLOW_CLOCK, Load, step_clock, step_power_w
 from optsched.cost.precision import Scalar
 from optsched.cost.roofline import smooth_max
 from optsched.cost.shape import LlmShape
 from optsched.cost.tier import TierParameters
+from optsched.cost.totals import total
 from optsched.cost.transformer import communications, compute_operations
 
 FLOOR_BLEND = 0.02

@@ -5,9 +5,9 @@ from __future__ import annotations
 import equinox as eqx
 import jax.numpy as jnp
 
+from optsched.cost.communication import Communication
 from optsched.cost.features import StepFeatures
 from optsched.cost.operations import (
-    Communication,
     DecodeAttention,
     Elementwise,
     Experts,

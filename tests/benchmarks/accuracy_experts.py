@@ -17,8 +17,8 @@ from optsched import catalog
 from optsched.cost.experts import ExpertsParameters
 from optsched.cost.experts_fit import experts_split, predicted_s, shapes
 from optsched.cost.precision import double_precision, scalar
+from optsched.cost.rates import peak_flops_per_s
 from optsched.cost.roofline import Card
-from optsched.cost.tier import peak_flops_per_s
 from optsched.domain.dtypes import DTYPE_BYTES
 from optsched.domain.experts_law import ExpertsLaw
 from optsched.profiles.experts import ExpertRows

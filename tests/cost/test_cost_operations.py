@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsched import catalog
+from optsched.cost.communication import Communication
 from optsched.cost.features import StepFeatures, attended_pairs, attended_tokens
-from optsched.cost.operations import Communication, Operation
+from optsched.cost.operations import Operation
 from optsched.cost.precision import double_precision, scalar
 from optsched.cost.shape import Layout, LlmShape
 from optsched.cost.transformer import communications, compute_operations

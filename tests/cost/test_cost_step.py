@@ -15,10 +15,11 @@ from optsched.cost.evaluate import evaluate_configurations, evaluate_steps, stac
 from optsched.cost.features import StepFeatures, attended_pairs
 from optsched.cost.operations import Gemm
 from optsched.cost.precision import double_precision, scalar
+from optsched.cost.rates import peak_flops_per_s
 from optsched.cost.roofline import ROOFLINE_BLEND, smooth_max
 from optsched.cost.shape import Layout, LlmShape
 from optsched.cost.step import dynamic_energy, step_time
-from optsched.cost.tier import TierParameters, peak_flops_per_s
+from optsched.cost.tier import TierParameters
 from optsched.cost.transformer import communications, compute_operations
 from optsched.domain.gemm_law import GemmLaw
 from optsched.domain.hardware import Gpu, Tier

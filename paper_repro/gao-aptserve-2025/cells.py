@@ -121,6 +121,25 @@ def arriving(settings: Settings, recipe: str, rate_per_s: float, seed: int, cv: 
     return lengths.with_arrivals(arrival_times(arrivals, settings.requests))
 
 
+@lru_cache(maxsize=16)
+def cell(settings_json: str, llm: str, step_overhead_s: float) -> Cell:
+    """Return the replica of an llm; built once."""
+    return Cell.of(Settings.model_validate_json(settings_json), llm, step_overhead_s)
+
+
+def make_cell(settings: Settings, llm: str) -> Cell:
+    """Return the replica of an llm with the frozen time between steps.
+
+    Raises
+    ------
+    ValueError
+        If the constant was not fitted yet.
+    """
+    if settings.frozen is None:
+        raise ValueError("config.toml has no [frozen] step_overhead_s; fit it first")
+    return cell(settings.model_dump_json(by_alias=True), llm, settings.frozen.step_overhead_s)
+
+
 def limited_share(log: ExecutionLog) -> float:
     """Return the share of the time in steps that a prefill-first policy spends decoding while requests wait.
 

@@ -43,7 +43,7 @@ def judge(expected: Expected, tables: Tables) -> list[Row]:
 def figures(tables: Tables, apt: str) -> dict[str, float]:
     """Return every figure that the tables allow, with one of the readings of Apt-Serve in its part."""
     found: dict[str, float] = {}
-    for family in (_at_rates, _bursts, _rates, _ratios, _ingredients, _scheduler, _grouped):
+    for family in (_at_rates, _bursts, _rates, _ratios, _ingredients, _scheduler, _grouped, _beyond):
         for name, compute in family(tables, apt):
             try:
                 value = compute()
@@ -198,3 +198,25 @@ def _grouped(tables: Tables, apt: str) -> Figures:
 
 def _less_one(compute: Callable[[], float]) -> float:
     return compute() - 1
+
+
+def _beyond(tables: Tables, apt: str) -> Figures:
+    """Yield, by workload of opt-13b and by other llms, how attain compares with Apt-Serve."""
+    compared = [row for row in tables.get("beyond_ratios", []) if (row["variant"], row["over"]) == ("attain", apt)]
+    counted = {
+        (str(row["llm"]), str(row["workload"]), float(row["rate_per_s"]), str(row["variant"])): float(row["starved"])
+        for row in tables.get("beyond_attainment", [])
+    }
+
+    def least(cell: tuple[str, str]) -> float:
+        finished = [row for row in compared if row["reading"] != "paper"]
+        return min(float(row["ratio"]) for row in finished if (row["llm"], row["workload"]) == cell)
+
+    def starved_more(cell: tuple[str, str]) -> float:
+        rates = [rate for llm, workload, rate, variant in counted if (llm, workload, variant) == (*cell, "attain")]
+        return max(counted[*cell, rate, "attain"] - counted[*cell, rate, apt] for rate in rates)
+
+    for llm, workload in dict.fromkeys((str(row["llm"]), str(row["workload"])) for row in compared):
+        name = workload if llm == LLM else llm
+        yield f"attain_least_ratio_{name}", partial(least, (llm, workload))
+        yield f"attain_starved_more_{name}", partial(starved_more, (llm, workload))

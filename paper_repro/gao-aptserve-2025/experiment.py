@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 
@@ -13,31 +12,12 @@ from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.domain.gaps import Gaps
 
-from .cells import Cell, arriving
-from .measure import READINGS, Row, Tables, attainment_of, rates_of, ratios
+from .beyond import beyond
+from .cells import arriving, cell, make_cell
+from .measure import READINGS, Row, Tables, Task, attainment_of, rates_of, ratios
 from .settings import Settings
 
-Task = Callable[[Tables], None]
 APT = ("apt-serve", "apt-serve-code")
-
-
-@lru_cache(maxsize=16)
-def cell(settings_json: str, llm: str, step_overhead_s: float) -> Cell:
-    """Return the replica of an llm; built once."""
-    return Cell.of(Settings.model_validate_json(settings_json), llm, step_overhead_s)
-
-
-def make_cell(settings: Settings, llm: str) -> Cell:
-    """Return the replica of an llm with the frozen time between steps.
-
-    Raises
-    ------
-    ValueError
-        If the constant was not fitted yet.
-    """
-    if settings.frozen is None:
-        raise ValueError("config.toml has no [frozen] step_overhead_s; fit it first")
-    return cell(settings.model_dump_json(by_alias=True), llm, settings.frozen.step_overhead_s)
 
 
 def fitted_overhead_s(settings: Settings, steps: int = 14) -> float:
@@ -228,7 +208,7 @@ def fit(settings: Settings) -> Iterator[Task]:
     yield task
 
 
-SECTIONS = (fit, scheduler, points, tail, matrix, curves, length_sweep, slo_sweep, grouped)
+SECTIONS = (fit, scheduler, points, tail, matrix, curves, length_sweep, slo_sweep, grouped, beyond)
 
 
 def compute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .cells import Cell, arriving, limited_share
 
 Row = dict[str, str | float]
 Tables = dict[str, list[Row]]
+Task = Callable[[Tables], None]
 READINGS: tuple[Reading, ...] = ("paper", "strict", "sustained")
 
 

@@ -110,6 +110,24 @@ class Grouped(Frozen):
     variants: tuple[str, ...]
 
 
+class BeyondCell(Frozen):
+    """An llm on a workload, and the rates at which starved requests are counted."""
+
+    llm: str
+    workload: str
+    rates_per_s: tuple[float, ...]
+
+
+class Beyond(Frozen):
+    """Variants that are ours and not the paper's, whom they are compared with, and on which seeds."""
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    targets: tuple[float, ...]
+    ours: dict[str, Variant]
+    others: tuple[str, ...]
+    cells: tuple[BeyondCell, ...]
+
+
 class Settings(Frozen):
     """The whole of ``config.toml``."""
 
@@ -136,6 +154,7 @@ class Settings(Frozen):
     tail: Tail
     scheduler: Scheduler
     grouped: Grouped
+    beyond: Beyond
     frozen: Fitted | None = None
 
 

@@ -78,6 +78,16 @@ def test_where_memory_runs_out_the_lost_go_first_then_the_largest() -> None:
     assert step(requests, Counts(3, 0, 0)) == ([1, 0, 1], [0, 1, 0])
 
 
+def test_ties_go_to_the_fewest_tokens_then_the_earliest_arrival_and_are_evicted_in_the_order_of_the_latest() -> None:
+    alone = {"total_blocks": 7}
+    assert step(state((0, 90, 0.1), (0, 81, 0.2), (0, 85, 0.3)), Counts(0, 3, 0), **alone) == ([0, 81, 0], [0, 0, 0])
+    assert step(state((0, 90, 0.1), (0, 90, 0.3), (0, 90, 0.2)), Counts(0, 3, 0), **alone) == ([0, 90, 0], [0, 0, 0])
+    assert step(state((0, 90, 0.2), (0, 90, 0.2)), Counts(0, 2, 0), **alone) == ([90, 0], [0, 0])
+    requests = state((48, 1, 0.1), (48, 1, 0.1), (48, 1, 0.1))
+    requests.arrival_s[:] = ENGINE.now_s - np.array([3.0, 1.0, 2.0])
+    assert step(requests, Counts(3, 0, 0)) == ([1, 0, 1], [0, 1, 0])
+
+
 def test_one_token_late_makes_a_request_lost_however_soon_the_next_one_comes() -> None:
     requests = state((64, 1, 0.1), (80, 1, 0.1), (0, 32, 0.1))
     requests.late[0] = 1

@@ -28,8 +28,12 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
 
     A decode is optimal under the memory, a prefill under memory, token budget and sequences together; where the search
     hits its limit, its best batch is taken, which is worth no less than the greedy one. Pending times count in whole
-    milliseconds, one at least: the difference of two requests whose last tokens came in the same step is noise. Of batches
-    worth the same, the one that takes the fewest KV blocks is chosen: it leaves out, and so frees, the largest contexts.
+    milliseconds, one at least: the difference of two requests whose last tokens came in the same step is noise, and decides
+    which of many near-optima is taken if it counts.
+
+    Of batches worth the same, the one that takes the fewest KV blocks is chosen: it leaves out, and so frees, the largest
+    contexts. That is proven for decodes unless the search hits its limit; for prefills it holds among the optima that the
+    search meets. Batches alike in both are told apart by the order of the queue alone.
 
     Parameters
     ----------

@@ -130,7 +130,10 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     ``max sum p_i x_i`` under ``sum b_i x_i <= blocks`` is solved exactly by fewest blocks first whenever p_i does not rise
     with b_i: any k requests have at most the value and at least the blocks of the first k. The same argument makes largest
     first exact for evictions: no fewer free as much. Output lengths are unknown, so nothing else tells those requests apart.
-    Ties go to the fewest tokens, the earliest arrival, the order of the queue.
+
+    Optima are many, since blocks are whole. Of requests that lack as many, the one of fewest tokens is admitted, then the
+    earliest arrival; of those that hold as many, the latest arrival is evicted; of chunks that bring as many first tokens in
+    time, the shortest is taken. What is still alike, prompts of one deadline too, goes by the order of the queue.
 
     Not done, since simulated workloads lost by it or gained nothing: evicting a large request that can attain for several
     small ones, letting decodes pause until their deadline instead of evicting, and hidden cache, whose rebuilding costs

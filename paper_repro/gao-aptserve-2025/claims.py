@@ -47,7 +47,7 @@ def figures(tables: Tables, apt: str) -> dict[str, float]:
         for name, compute in family(tables, apt):
             try:
                 value = compute()
-            except (KeyError, ValueError):  # a smoke run has not every condition
+            except (KeyError, ValueError, ZeroDivisionError):  # a smoke run has not every condition, nor misses in each
                 continue
             if np.isfinite(value):
                 found[name] = value

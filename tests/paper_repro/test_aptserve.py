@@ -165,6 +165,57 @@ def test_figures_are_drawn_from_the_tables_alone(parts, tmp_path):
     assert (tmp_path / "figure-8.png").stat().st_size > 1000
 
 
+def test_attain_is_judged_on_seeds_of_its_own_against_both_readings_of_apt_serve(parts):
+    """Ratios 1.5 and 1.2 over the text, 1.4 and 1.3 over the code; the paper's metric does not count."""
+    beyond = parts["settings"].settings().beyond
+    assert not {*beyond.seeds} & {*range(9), *range(100, 106)}
+    key = {"llm": "opt-13b", "workload": "sharegpt", "variant": "attain"}
+    ratios = [
+        {**key, "over": over, "reading": reading, "target": target, "ratio": ratio}
+        for over, reading, target, ratio in (
+            ("apt-serve", "strict", 0.6, 1.5), ("apt-serve", "sustained", 0.9, 1.2), ("apt-serve", "paper", 0.9, 0.5),
+            ("apt-serve-code", "strict", 0.6, 1.4), ("apt-serve-code", "strict", 0.9, 1.3), ("vllm", "strict", 0.9, 0.7),
+        )
+    ]  # fmt: skip
+    shares = {("attain", 3.0): 0.1, ("attain", 6.0): 0.3, ("apt-serve", 3.0): 0.2, ("apt-serve", 6.0): 0.25}
+    shares |= {("apt-serve-code", rate): 0.4 for rate in (3.0, 6.0)}
+    counted = [{**key, "variant": variant, "rate_per_s": rate, "starved": share} for (variant, rate), share in shares.items()]
+    tables = {"beyond_ratios": ratios, "beyond_attainment": counted}
+    judged = {row["check"]: row for row in parts["claims"].judge(parts["settings"].expected(), tables)}
+    least, more = judged["attain_least_ratio_sharegpt"], judged["attain_starved_more_sharegpt"]
+    assert (least["ours"], least["verdict"]) == (1.2, "not reproduced")
+    assert (least["ours_code"], least["verdict_code"]) == (1.3, "reproduced")
+    assert (more["ours"], more["ours_code"]) == (pytest.approx(0.05), pytest.approx(-0.1))
+    assert judged["attain_starved_more_humaneval"]["verdict"] == "not run"
+
+
+def test_a_smoke_run_goes_through_every_section_and_draws_what_it_can(parts, tiny, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    left_out = {"sjf", "apt-serve-exact", "apt-serve-decay", "apt-serve-no-demotion", "apt-serve-code-rho-paper-u"}
+    cut = tiny.replace(
+        variants={name: variant for name, variant in tiny.variants.items() if name not in left_out},
+        requests=200, targets=(0.9,), tolerance=0.3, fit=tiny.fit.replace(seeds=(100,)),
+        tail=tiny.tail.replace(variants=("vllm", "apt-serve")),
+        length_sweep=tiny.length_sweep.replace(workloads=("chat",)),
+        beyond=tiny.beyond.replace(others=("vllm", "apt-serve", "apt-serve-code")),
+    )  # fmt: skip
+    monkeypatch.setattr(parts["settings"], "settings", lambda smoke: cut)
+    assert invoke(["repro", "aptserve", "--smoke", "--json", "--out", str(tmp_path)]) == 0
+    written = {path.stem for path in tmp_path.glob("*.csv")}
+    committed = {path.stem for path in (parts["settings"].HERE / "results").glob("*.csv")}
+    assert committed <= written
+    assert {path.stem for path in tmp_path.glob("*.png")} >= {
+        "figure-1",
+        "figure-2",
+        "figure-8",
+        "figure-9",
+        "figure-10",
+        "table-4",
+    }
+    claims = {row["check"]: row for row in json.loads(capsys.readouterr().out)["claims"]}
+    assert claims["apt_attainment_6"]["verdict"] != "not run"
+
+
 def test_the_command_prints_and_writes_what_was_computed(parts, monkeypatch, tmp_path, capsys):
     def compute(settings, advance, keep):
         advance(1.0, 1.0)

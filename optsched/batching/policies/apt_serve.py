@@ -32,7 +32,7 @@ from optsched.compiled import kernel, lean
 Array = np.ndarray
 
 
-@kernel
+@lean
 def _admit(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -83,7 +83,7 @@ def _force(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     return 1
 
 
-@kernel
+@lean
 def _go_on(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -92,8 +92,9 @@ def _go_on(
     decision: Decision,
     step: Step,
     choice: Int8[Array, " n"],
+    everyone: bool,
 ) -> int:
-    """Step the selected running requests, and preempt the others; return how many.
+    """Step the selected running requests (or everyone, as KV), and preempt the others; return how many.
 
     A request whose kind of cache is to change is evicted and prefilled again later; if that would leave the step empty, the
     first request stays as it is.
@@ -101,8 +102,9 @@ def _go_on(
     scheduled, budget, free = 0, engine.max_batched_tokens, step.free
     for j in range(counts.running):
         slot = queue[j]
-        kind = kind_of(requests, slot, engine, step, choice[j])
-        if choice[j] == SKIP or (requests.context[slot] > 0 and requests.cache[slot] != kind):
+        option = TAKE_KV if everyone else choice[j]
+        kind = kind_of(requests, slot, engine, step, option)
+        if option == SKIP or (requests.context[slot] > 0 and requests.cache[slot] != kind):
             decision.evict[slot] = 1
             free += requests.blocks[slot]
         elif scheduled < engine.max_sequences and budget > 0:
@@ -115,7 +117,7 @@ def _go_on(
     return scheduled
 
 
-@kernel
+@lean
 def _turn_to_decode(
     requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision, step: Step
 ) -> Step:
@@ -136,12 +138,11 @@ def _turn_to_decode(
     due = Step(DECODE, 0, step.pressure, step.worth, free)
     if growth > free or hidden:
         return due
-    everyone = np.full(counts.running, TAKE_KV, np.int8)
-    scheduled = _go_on(requests, queue, counts, engine, decision, due, everyone)
+    scheduled = _go_on(requests, queue, counts, engine, decision, due, decision.cache, True)
     return Step(COMPOSED, scheduled, step.pressure, step.worth, free)
 
 
-@kernel
+@lean
 def begin(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -170,7 +171,7 @@ def begin(
     return step
 
 
-@kernel
+@lean
 def apply(
     requests: Requests,
     queue: Int64[Array, " q"],
@@ -188,7 +189,7 @@ def apply(
         Per candidate: skip, hidden, KV.
     """
     if step.phase == DECODE:
-        scheduled = _go_on(requests, queue, counts, engine, decision, step, choice)
+        scheduled = _go_on(requests, queue, counts, engine, decision, step, choice, False)
     else:
         scheduled = _admit(requests, queue, counts, engine, decision, step, choice)
         if scheduled == 0:

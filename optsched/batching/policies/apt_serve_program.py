@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int64
 from optsched.batching.blocks import blocks_for
 from optsched.batching.greedy import NO_LIMIT, TAKE_HIDDEN
 from optsched.batching.state import HIDDEN, KV, Counts, Engine, Requests
-from optsched.compiled import kernel, lean
+from optsched.compiled import inlined, kernel, lean
 
 Array = np.ndarray
 
@@ -133,7 +133,7 @@ class Program(NamedTuple):
     max_sequences: int
 
 
-@kernel
+@inlined
 def candidates(queue: Int64[Array, " q"], counts: Counts, step: Step) -> Int64[Array, " n"]:
     """Return the slots that the selection is about."""
     return queue[: counts.running] if step.phase == DECODE else queue[counts.running : counts.running + counts.waiting]

@@ -115,9 +115,7 @@ def simulated(loop: ClosedLoop) -> tuple[float, float]:
     count = len(prompts)
     nothing = np.zeros(count)
     workload = Workload(np.arange(count), nothing, np.arange(count + 1), prompts, outputs, nothing)
-    log = simulate(
-        plan_of(loop), workload.with_arrivals(nothing, loop.concurrency), record_steps=False, record_tokens=False, check=False
-    )
+    log = simulate(plan_of(loop), workload.with_arrivals(nothing, loop.concurrency), record_steps=False, record_tokens=False)
     return float(np.mean(log.first_token_s - log.arrival_s)), float(np.mean((log.end_s - log.first_token_s) / (outputs - 1)))
 
 

@@ -54,7 +54,7 @@ def test_random_splitting_gives_each_replica_the_pollaczek_khinchine_wait() -> N
     plan = make_plan(["mixed"] * replicas, law=LINEAR, kv_blocks=10**7, policy="optimised", engine=engine)
     assignments = tuple(Assignment(conversation=i, prefill=f"r{r}", decode=f"r{r}") for i, r in enumerate(server))
     plan = plan.replace(placement=plan.placement.replace(assignments=assignments))
-    log = simulate(plan, requests(arrival_s, prompt, np.ones(len(prompt), np.int64)), record_steps=False, check=False)
+    log = simulate(plan, requests(arrival_s, prompt, np.ones(len(prompt), np.int64)), record_steps=False)
     for replica in range(replicas):
         mine = server == replica
         np.testing.assert_allclose((log.start_s - arrival_s)[mine], waits(arrival_s[mine], prompt[mine] / 1000, 1), atol=1e-6)
@@ -74,7 +74,7 @@ def test_pooled_replicas_meet_erlang_c(servers: int, load: float) -> None:
     engine = EngineSpec(max_batched_tokens=2048, max_sequences=4)
     plan = make_plan(["mixed"] * servers, law=flat, kv_blocks=-(-3500 // 16), policy="collocated", engine=engine)
     workload = requests(arrival_s, np.full(len(output), 1990), output)
-    log = simulate(plan, workload, record_steps=False, record_tokens=False, check=False)
+    log = simulate(plan, workload, record_steps=False, record_tokens=False)
     np.testing.assert_allclose(log.start_s - arrival_s, waits(arrival_s, output * 1e-3, servers), atol=1e-6)
     offered = servers * load
     tail = offered**servers / (factorial(servers) * (1 - load))

@@ -13,7 +13,7 @@ from optsched.domain.gaps import Gaps
 from optsched.domain.workload import Workload
 
 Array = np.ndarray
-EventKind = Literal["preempted", "evicted", "worker_died", "recovered", "switched_cache", "interrupted"]
+EventKind = Literal["preempted", "evicted", "dropped", "worker_died", "recovered", "switched_cache", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from optsched.domain.plan import PlanReplica
+from optsched.domain.plan import PlanLink, PlanReplica
 from optsched.errors import InfeasibleError
-from optsched.placement.view import ConversationView, FleetView, PlacementPolicy, ReplicaView
+from optsched.placement.view import Away, ConversationView, FleetView, PlacementPolicy, ReplicaView, TurnView
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,23 @@ class Dispatcher:
         Tokens per KV block.
     max_batched_tokens
         Token budget of replicas that do not name their own.
+    links, kv_bytes_per_token
+        The plan's links and the cache that they carry; only policies that place later turns ask for them.
     """
 
     def __init__(
-        self, policy: PlacementPolicy, replicas: Sequence[PlanReplica], block_tokens: int, max_batched_tokens: int
+        self,
+        policy: PlacementPolicy,
+        replicas: Sequence[PlanReplica],
+        block_tokens: int,
+        max_batched_tokens: int,
+        links: Sequence[PlanLink] = (),
+        kv_bytes_per_token: float = 0.0,
     ) -> None:
         self._policy = policy
+        self._kv_bytes_per_token = kv_bytes_per_token
+        index = {replica.id: position for position, replica in enumerate(replicas)}
+        self._links = {(index[link.source], index[link.target]): link for link in links}
         self._replicas = tuple(replicas)
         self._chunk = [replica.max_batched_tokens or max_batched_tokens for replica in replicas]
         self._kv_tokens = [replica.kv_blocks * block_tokens for replica in replicas]
@@ -54,7 +65,7 @@ class Dispatcher:
         self._prefill: dict[int, int] = {}
         self._decode: dict[int, int] = {}
         self._reservation: dict[int, int] = {}
-        self._work_s: dict[int, float] = {}
+        self._work: dict[int, tuple[int, float]] = {}
 
     def arrive(self, now_s: float, conversation: ConversationView) -> list[Grant]:
         """Note an arrival and return what may start.
@@ -77,14 +88,66 @@ class Dispatcher:
         return self._serve(now_s)
 
     def prefilled(self, now_s: float, conversation: int) -> list[Grant]:
-        """Note the end of a first turn's prefill and return what may start."""
-        replica = self._prefill[conversation]
-        self._backlog_tokens[replica] -= self._view[conversation].first_turn_tokens
-        self._backlog_s[replica] = max(0.0, self._backlog_s[replica] - self._work_s.pop(conversation))
+        """Note the end of a prefill that a grant or `later_turn` started, and return what may start."""
+        self._end_work(conversation)
         if conversation in self._decode:
             return [Grant("decode", conversation, self._decode[conversation]), *self._serve(now_s)]
         self._waiting_decode.append(self._view[conversation])
         return self._serve(now_s)
+
+    def later_turn(
+        self, now_s: float, conversation: int, number: int, context_tokens: int, new_tokens: int, output_tokens: int
+    ) -> tuple[Away | None, list[Grant]]:
+        """Note a later turn's arrival; return where it goes (None: it stays where its cache is) and what may start.
+
+        Parameters
+        ----------
+        now_s, conversation, number
+            When, of which conversation, and which of its turns (the first is 0).
+        context_tokens, new_tokens, output_tokens
+            Tokens cached at home, tokens of the prompt that are not, and tokens it will put out (foresight).
+        """
+        away = None
+        if self._policy.per_turn:
+            turn = self._turn(conversation, number, context_tokens, new_tokens, output_tokens)
+            away = self._policy.later_turn(turn, self.view(now_s))
+        if away is None:
+            self.grow(conversation, context_tokens + new_tokens)
+            return None, []
+        home, prompt = self._decode[conversation], context_tokens + new_tokens
+        if away.decode == home:
+            self.grow(conversation, prompt)
+        else:
+            self._free(conversation)
+            now = self._view[conversation]
+            view = ConversationView(conversation, now.arrival_s, prompt, now.peak_tokens)
+            self._view[conversation] = view
+            if away.decode is not None:
+                self._reserve(view, away.decode)
+        self._begin_work(conversation, away.prefill, new_tokens if away.reuse else prompt, context_tokens if away.reuse else 0)
+        return away, self._serve(now_s)
+
+    def stayed(self, conversation: int) -> None:
+        """Note that a turn which was to visit another replica is computed at home after all."""
+        self._end_work(conversation)
+
+    def _turn(self, conversation: int, number: int, context: int, new: int, output: int) -> TurnView:
+        home, replicas = self._decode[conversation], range(len(self._replicas))
+        laws = [replica.coefficients for replica in self._replicas]
+        return TurnView(
+            self._view[conversation], number, home, context, new,
+            tuple(self._move_s(home, i, context) for i in replicas),
+            tuple(laws[i].prefill_s(new, context, self._chunk[i]) for i in replicas),
+            tuple(self._move_s(i, home, new) for i in replicas),
+            output,
+        )  # fmt: skip
+
+    def _move_s(self, source: int, target: int, tokens: int) -> float:
+        """Return the time that a cache takes from one replica to another, alone on the link."""
+        if source == target:
+            return 0.0
+        link = self._links.get((source, target))
+        return float("inf") if link is None else link.latency_s + tokens * self._kv_bytes_per_token / link.bytes_per_s
 
     def grow(self, conversation: int, context_tokens: int) -> None:
         """Raise a conversation's reservation to its context (later turns never wait for KV)."""
@@ -123,7 +186,7 @@ class Dispatcher:
             tuple(
                 ReplicaView(
                     index, replica.role, self._kv_tokens[index], self._reserved[index],
-                    self._backlog_tokens[index], self._backlog_s[index], self._conversations[index],
+                    self._backlog_tokens[index], self._backlog_s[index], self._conversations[index], self._step_s(index),
                 )
                 for index, replica in enumerate(self._replicas)
                 if self._alive[index]
@@ -136,15 +199,40 @@ class Dispatcher:
             for waiting in (self._waiting_prefill, self._waiting_decode):
                 if view is not None and view in waiting:
                     waiting.remove(view)
-        prefill, decode = self._prefill.pop(conversation, None), self._decode.pop(conversation, None)
-        work_s = self._work_s.pop(conversation, None)
-        if prefill is not None and work_s is not None:
-            self._backlog_tokens[prefill] -= self._view[conversation].first_turn_tokens
-            self._backlog_s[prefill] = max(0.0, self._backlog_s[prefill] - work_s)
+        self._end_work(conversation)
+        self._prefill.pop(conversation, None)
+        self._free(conversation)
+        self._view.pop(conversation, None)
+
+    def _free(self, conversation: int) -> None:
+        """Take back a conversation's reservation, if it has one."""
+        decode = self._decode.pop(conversation, None)
         if decode is not None:
             self._reserved[decode] -= self._reservation.pop(conversation)
             self._conversations[decode] -= 1
-        self._view.pop(conversation, None)
+
+    def _begin_work(self, conversation: int, replica: int, new_tokens: int, context_tokens: int) -> None:
+        """Add a prefill to a replica's queue."""
+        work_s = self._replicas[replica].coefficients.prefill_s(new_tokens, context_tokens, self._chunk[replica])
+        self._prefill[conversation] = replica
+        self._work[conversation] = (new_tokens, work_s)
+        self._backlog_tokens[replica] += new_tokens
+        self._backlog_s[replica] += work_s
+
+    def _end_work(self, conversation: int) -> None:
+        """Take a prefill that ended, or never will, from its replica's queue."""
+        tokens, work_s = self._work.pop(conversation, (0, 0.0))
+        if tokens:
+            replica = self._prefill[conversation]
+            self._backlog_tokens[replica] -= tokens
+            self._backlog_s[replica] = max(0.0, self._backlog_s[replica] - work_s)
+
+    def _step_s(self, replica: int) -> float:
+        """Return the duration of a step that decodes all conversations of a replica; 0 if nobody would ask."""
+        if not self._policy.per_turn:
+            return 0.0
+        number = max(1, self._conversations[replica])
+        return float(self._replicas[replica].coefficients.step_s(number, 0.0, self._reserved[replica], number))
 
     def _serve(self, now_s: float) -> list[Grant]:
         grants: list[Grant] = []
@@ -162,13 +250,7 @@ class Dispatcher:
             if route is None:
                 break
             self._waiting_prefill.popleft()
-            self._prefill[conversation.index] = route.prefill
-            work_s = self._replicas[route.prefill].coefficients.prefill_s(
-                conversation.first_turn_tokens, 0, self._chunk[route.prefill]
-            )
-            self._work_s[conversation.index] = work_s
-            self._backlog_tokens[route.prefill] += conversation.first_turn_tokens
-            self._backlog_s[route.prefill] += work_s
+            self._begin_work(conversation.index, route.prefill, conversation.first_turn_tokens, 0)
             if route.decode is not None:
                 self._reserve(conversation, route.decode)
             grants.append(Grant("prefill", conversation.index, route.prefill))

@@ -2,8 +2,8 @@
 
 A policy is a pure function of what is observable: frozen parameters and two questions. `prefill` is asked when a
 conversation arrives (and again, while it waits, whenever something was released); it may already name the decoder.
-`decode` is asked when the first turn's prefill ended and no decoder was named. None means: wait. Later turns stay where
-the conversation's cache is.
+`decode` is asked when a prefill ended and no decoder was named. None means: wait. Later turns stay where the
+conversation's cache is, unless the policy is asked about them too (`PlacementPolicy.per_turn`) and sends them away.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class ReplicaView:
         First-turn prompt tokens placed on it and not prefilled yet, and the time their prefills take alone.
     conversations
         Conversations that decode on it and have not ended.
+    step_s
+        Duration of a step that decodes all of them on the reserved cache; 0 if the policy places whole conversations.
     """
 
     index: int
@@ -39,6 +41,7 @@ class ReplicaView:
     backlog_tokens: int
     backlog_s: float
     conversations: int
+    step_s: float = 0.0
 
     @property
     def free_tokens(self) -> int:
@@ -95,12 +98,68 @@ class Route(NamedTuple):
     decode: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TurnView:
+    """What is observable of a later turn when it arrives.
+
+    Attributes
+    ----------
+    conversation
+        The conversation.
+    number
+        Which of its turns it is; 1 follows the first.
+    home
+        Index of the replica that holds the cache of what was said so far.
+    context_tokens, new_tokens
+        Tokens in that cache, and those of the prompt that are not.
+    move_s, append_s, return_s
+        Per replica of the plan: time to carry the cache there; to compute the new tokens there, alone; and to carry what they
+        add back. Infinite where no link leads; at home nothing has to be carried.
+    output_tokens
+        Foresight: tokens that the turn will put out. Policies that read it say so (`PlacementPolicy.foresight`).
+    """
+
+    conversation: ConversationView
+    number: int
+    home: int
+    context_tokens: int
+    new_tokens: int
+    move_s: tuple[float, ...]
+    append_s: tuple[float, ...]
+    return_s: tuple[float, ...]
+    output_tokens: int
+
+
+class Away(NamedTuple):
+    """Where a later turn's prompt is computed, if not where its cache is.
+
+    Attributes
+    ----------
+    prefill
+        The replica that computes it.
+    decode
+        Where the conversation goes on: its home, which then keeps its copy of the cache, or `prefill` itself; None: the policy
+        is asked again when the prompt is computed.
+    reuse
+        Whether the cache goes along; otherwise it is dropped, and everything said so far computed again.
+    """
+
+    prefill: int
+    decode: int | None
+    reuse: bool
+
+
 class PlacementPolicy(Protocol):
     """A placement policy; implementations are frozen dataclasses whose fields are the plan's ``placement.parameters``."""
 
     @property
     def foresight(self) -> bool:
         """Whether the policy reads lengths that nobody knows in advance."""
+        ...
+
+    @property
+    def per_turn(self) -> bool:
+        """Whether later turns may leave the replica that holds their cache."""
         ...
 
     def prefill(self, conversation: ConversationView, fleet: FleetView) -> Route | None:
@@ -114,3 +173,22 @@ class PlacementPolicy(Protocol):
     def reservation(self, conversation: ConversationView) -> int:
         """Return the tokens of KV cache to reserve on the decoder."""
         ...
+
+    def later_turn(self, turn: TurnView, fleet: FleetView) -> Away | None:
+        """Choose where a later turn's prompt is computed; None: where its cache is."""
+        ...
+
+
+class Pinned:
+    """A policy that places whole conversations: their later turns stay where their cache is."""
+
+    __slots__ = ()
+
+    @property
+    def per_turn(self) -> bool:
+        """Later turns never leave."""
+        return False
+
+    def later_turn(self, turn: TurnView, fleet: FleetView) -> Away | None:
+        """Stay."""
+        return None

@@ -19,7 +19,7 @@ from optsched.domain.scenario import Objective, PlacementPolicyName, Scenario
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, OptschedError, PlanError, SpecError
 from optsched.files import canonical_sha256
-from optsched.placement.policies import parameter_names
+from optsched.placement.policies import CARRY_BACK, PER_TURN, parameter_names
 from optsched.placement.problem import PlacementPlan, percentile_95
 from optsched.planner.candidates import fleets
 from optsched.planner.certify import bound_of, certify, uncertified
@@ -185,7 +185,7 @@ def _drafts(scenario: Scenario, llm: Llm, described: PlanWorkload, policy: Place
             workload=described,
             engine=scenario.engine,
             replicas=replicas,
-            links=make_links(scenario, replicas),
+            links=make_links(scenario, replicas, back=policy in CARRY_BACK),
             batching=PlanBatching(
                 policy=scenario.policy.batching,
                 rho_s_per_block=max(rho_s_per_block(r.coefficients, scenario.engine.block_tokens) for r in replicas),
@@ -264,10 +264,13 @@ def _finish(chosen: _Candidate, workload: Workload, objective: Objective, bound:
     placement = PlacementPlan.of(prefill, np.where(prefillers[decode], int(np.argmin(prefillers)), decode))
     if draft.placement.policy != "optimised":
         draft = place(draft, placement)
-    if workload.concurrency is None:
-        certificate = certify(draft, workload, placement, objective, bound, solver)
+    simulated = simulated_value(objective, chosen.metrics, workload, chosen.log)
+    if workload.concurrency is not None:
+        certificate = uncertified("simulation of a closed loop", objective, simulated)
+    elif draft.placement.policy in PER_TURN:
+        certificate = uncertified("simulation of turns that move", objective, simulated)
     else:
-        certificate = uncertified(objective, simulated_value(objective, chosen.metrics, workload, chosen.log))
+        certificate = certify(draft, workload, placement, objective, bound, solver)
     plan = draft.replace(predicted=chosen.metrics, certificate=certificate)
     if broken := plan.violations():
         raise PlanError(broken)

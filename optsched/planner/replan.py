@@ -8,7 +8,7 @@ from optsched.batching.policies import TARGETS, check_policy
 from optsched.domain.plan import Plan, PlanBatching, PlanPlacement
 from optsched.domain.scenario import PlacementPolicyName, Scenario, WorkloadSpec
 from optsched.errors import PlanError, SpecError
-from optsched.placement.policies import ALL_MIXED, parameter_names
+from optsched.placement.policies import ALL_MIXED, CARRY_BACK, parameter_names
 from optsched.traces.loading import describe_workload
 
 
@@ -32,7 +32,12 @@ def with_policy(plan: Plan, policy: PlacementPolicyName) -> Plan:
         raise PlanError(
             [f"policy {policy!r} needs prefill and decode replicas, all {len(replicas)} are mixed; plan the scenario with it"]
         )
-    return plan.replace(replicas=replicas, placement=PlanPlacement(policy=policy))
+    links = plan.links
+    if policy in CARRY_BACK:
+        joined = {(link.source, link.target) for link in links}
+        back = (link.replace(source=link.target, target=link.source) for link in links)
+        links = (*links, *(link for link in back if (link.source, link.target) not in joined))
+    return plan.replace(replicas=replicas, links=links, placement=PlanPlacement(policy=policy))
 
 
 def with_batching(plan: Plan, policy: str) -> Plan:

@@ -87,8 +87,8 @@ def make_replicas(llm: Llm, fleet: Sequence[FleetEntry], block_tokens: int) -> t
     return tuple(made)
 
 
-def make_links(scenario: Scenario, replicas: Sequence[PlanReplica]) -> tuple[PlanLink, ...]:
-    """Return the links from every replica that prefills to every other that decodes.
+def make_links(scenario: Scenario, replicas: Sequence[PlanReplica], back: bool = False) -> tuple[PlanLink, ...]:
+    """Return the links from every replica that prefills to every other that decodes; with `back`, between any two.
 
     The link is the scenario's ``transfer_link``, else the supply's ``link``, else the interconnect of the source's gpu, at
     the rate that long messages reach.
@@ -104,7 +104,7 @@ def make_links(scenario: Scenario, replicas: Sequence[PlanReplica]) -> tuple[Pla
                 joules_per_byte=link.joules_per_byte,
             )
             for target in replicas
-            if source.role != "decode" and target.role != "prefill" and target is not source
+            if target is not source and (back or (source.role != "decode" and target.role != "prefill"))
         )  # fmt: skip
     return tuple(joined)
 

@@ -132,6 +132,10 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         replica=np.full(conversations, -1, np.int64),
         target=np.full(conversations, -1, np.int64),
         stays=np.zeros(conversations, bool),
+        away=np.zeros(conversations, bool),
+        home=np.full(conversations, -1, np.int64),
+        home_blocks=np.zeros(conversations, np.int64),
+        home_context=np.zeros(conversations, np.int64),
         replicas=_replicas(plan, conversations),
         laws=pack([replica.coefficients for replica in plan.replicas]),
         turns=_turns(workload, record_tokens),
@@ -147,5 +151,6 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         sending_until_s=np.zeros(count),
         receiving_until_s=np.zeros(count),
         moved_s=np.full(conversations, np.nan),
+        moved_tokens=np.zeros(conversations, np.int64),
         growing=np.zeros(plan.engine.block_tokens, np.int64),
     )

@@ -14,7 +14,7 @@ from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.errors import PlanError, SolveError, SpecError
 from optsched.placement.dispatcher import Dispatcher, Grant
-from optsched.placement.policies import always_on, make_policy
+from optsched.placement.policies import PER_TURN, always_on, make_policy
 from optsched.placement.room import refuse_what_cannot_fit
 from optsched.placement.view import ConversationView
 from optsched.simulator import kernel, turns
@@ -88,6 +88,11 @@ def simulate(
 
 def _refuse_broken_units(plan: Plan, workload: Workload) -> None:
     unit, block = workload.prefix_block_tokens, plan.engine.block_tokens
+    if plan.engine.prefix_caching and plan.placement.policy in PER_TURN:
+        raise SpecError(
+            f"true: prompts that share cache cannot leave it, as turns do under {plan.placement.policy!r}; leave it out",
+            field="engine.prefix_caching",
+        )
     if plan.engine.prefix_caching and workload.prefix_blocks is None:
         raise SpecError(
             "true: the workload does not say which prompts begin alike; use a trace that does (Mooncake's), or leave it out",
@@ -109,7 +114,10 @@ class _Simulation:
         policy = make_policy(plan.placement.policy, plan.placement.parameters, self._assignments())
         direct = always_on(policy, [replica.role for replica in plan.replicas])
         self.engine = engine_of(plan, workload, direct, record_steps=record_steps, record_tokens=record_tokens)
-        self.dispatcher = Dispatcher(policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens)
+        self.dispatcher = Dispatcher(
+            policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens, plan.links,
+            self.shape.kv_bytes_per_token,
+        )  # fmt: skip
         self.state = initial_state(plan, workload, _STEP_CAPACITY if record_steps else 0, record_tokens)
         self.granted_s = np.full(workload.num_conversations, np.nan)
         self.prefilled_s = np.full(workload.num_conversations, np.nan)
@@ -131,7 +139,7 @@ class _Simulation:
     def to_the_end(self, progress: Callable[[float], None] | None) -> None:
         """Alternate between the event loop and the placement policy until every conversation ended."""
         policy = policy_address(self.plan.batching.policy)
-        while (code := kernel.advance(self.state, self.engine, policy)) != kernel.DRAINED:
+        while (code := kernel.advance(self.state, self.engine, policy)) != kernel.DRAINED or self._loosen():
             if code == kernel.FULL:
                 self._keep_steps()
             self._listen()
@@ -166,12 +174,32 @@ class _Simulation:
             elif kind == st.FINISHED:
                 self._apply(now, self.dispatcher.finished(now, subject))
             elif kind == st.TURN_ARRIVED:
-                self.dispatcher.grow(subject, int(self.state.requests.context[subject] + self.state.requests.new_tokens[subject]))
+                self._later_turn(now, subject)
             elif kind == st.ROOM:
                 self._retry(subject)
             else:
                 name: EventKind = "preempted" if kind == st.PREEMPTED else "evicted"
                 self.events.append(Event(time_s, name, subject, replica))
+
+    def _later_turn(self, now: float, conversation: int) -> None:
+        """Have a turn's prompt computed where the placement policy wants it; most policies leave it where its cache is."""
+        state, turn = self.state, int(self.state.turn[conversation])
+        context, home = int(state.requests.context[conversation]), int(state.replica[conversation])
+        number = turn - int(self.workload.first_turn[conversation])
+        new, output = int(state.requests.new_tokens[conversation]), int(self.workload.output_tokens[turn])
+        away, grants = self.dispatcher.later_turn(now, conversation, number, context, new, output)
+        if away is None:
+            return
+        if away.reuse and context:
+            turns.leave(state, conversation, away.decode == away.prefill)
+            self.blocked[away.prefill].append(conversation)
+            self._retry(away.prefill)
+        else:
+            turns.compute_anew(state, conversation, away.prefill, away.decode == away.prefill)
+            self._retry(home)
+            if context:
+                self.events.append(Event(now, "dropped", conversation, home))
+        self._apply(now, grants)
 
     def _view(self, conversation: int) -> ConversationView:
         w = self.workload
@@ -189,7 +217,7 @@ class _Simulation:
                 stays = self.dispatcher.decoder_of(grant.conversation) == grant.replica
                 turns.start_turn(self.state, grant.conversation, grant.replica, stays)
             elif self.state.place[grant.conversation] == st.BLOCKED:
-                turn = int(self.workload.first_turn[grant.conversation])
+                turn = int(self.state.turn[grant.conversation])
                 self.admission_s[turn] = now - self.prefilled_s[grant.conversation]
                 if grant.replica == self.state.replica[grant.conversation]:
                     turns.stay(self.state, grant.conversation)
@@ -207,10 +235,34 @@ class _Simulation:
             if not turns.hand_over(state, slot, target, self.engine.block_tokens, self.engine.hidden_ratio, per_token):
                 break
             waiting.popleft()
-            source, size = int(state.replica[slot]), per_token * int(state.requests.context[slot])
+            source, size = int(state.replica[slot]), per_token * int(state.moved_tokens[slot])
             start_s, end_s = float(state.moved_s[slot]), float(state.receiving_until_s[target])
             self.transfers.append((slot, source, target, start_s, end_s, size))
         self.state.replicas.blocked[target] = len(waiting)
+
+    def _loosen(self) -> bool:
+        """Let go of what turns that are away hold, now that nothing else can happen; tell whether there was any.
+
+        Those who were not computed yet are computed at home after all; else the copies at their homes are dropped.
+        """
+        state, loosened = self.state, False
+        for slot in np.flatnonzero(state.away & (state.requests.emitted == 0) & (state.place != st.DONE)).tolist():
+            home = self.dispatcher.decoder_of(slot)
+            if home is None or (home == state.replica[slot] and state.place[slot] == st.QUEUED):
+                continue
+            for queue in self.blocked.values():
+                if slot in queue:
+                    queue.remove(slot)
+            turns.come_home(state, slot, home)
+            self.dispatcher.stayed(slot)
+            loosened = True
+        if not loosened:
+            for slot in np.flatnonzero(state.home >= 0).tolist():
+                turns.forget_copy(state, slot)
+                loosened = True
+        for target in list(self.blocked):
+            self._retry(target)
+        return loosened
 
     def log(self, seed: int) -> ExecutionLog:
         """Assemble the record of the run."""

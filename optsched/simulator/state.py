@@ -199,13 +199,17 @@ class State(NamedTuple):
         Where a slot is: `NOWHERE`, `QUEUED` on its replica, `BLOCKED` (holds its cache there and waits for a decoder),
         `MOVING` to its target, or `DONE`.
     stays
-        Whether the first turn's replica is known to be the decoder too, so that nothing has to be asked in between.
+        Whether the replica that prefills is known to be the decoder too, so that nothing has to be asked in between.
+    away
+        Whether a slot's turn left the replica that held its cache.
+    home, home_blocks, home_context
+        The replica (-1: none) that keeps a copy of the cache of a slot that is away, and the copy's blocks and tokens.
     counters
         Steps started, running requests preempted, and conversations ended.
     sending_until_s, receiving_until_s
         When each replica's link is free again, in either direction.
-    moved_s
-        When a slot's cache began to move.
+    moved_s, moved_tokens
+        When a slot's cache began to move, and how much of it did.
     growing
         Room for the requests that need a block in each of ``block_tokens`` steps.
     """
@@ -217,6 +221,10 @@ class State(NamedTuple):
     replica: Int64[Array, " C"]
     target: Int64[Array, " C"]
     stays: Bool[Array, " C"]
+    away: Bool[Array, " C"]
+    home: Int64[Array, " C"]
+    home_blocks: Int64[Array, " C"]
+    home_context: Int64[Array, " C"]
     replicas: Replicas
     laws: Laws
     turns: Turns
@@ -232,4 +240,5 @@ class State(NamedTuple):
     sending_until_s: Float64[Array, " R"]
     receiving_until_s: Float64[Array, " R"]
     moved_s: Float64[Array, " C"]
+    moved_tokens: Int64[Array, " C"]
     growing: Int64[Array, " block"]

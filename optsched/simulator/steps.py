@@ -16,7 +16,7 @@ from optsched.simulator.heap import ARRIVAL, STEP_END, push
 from optsched.simulator.prefixes import claim_prefixes, keep_prefixes, release, squeeze
 from optsched.simulator.queues import note, remove, tell
 from optsched.simulator.state import BLOCKED, DONE, EVICTED, FINISHED, PREEMPTED, PREFILLED, ROOM, Engine, Replicas, State
-from optsched.simulator.turns import become_idle
+from optsched.simulator.turns import become_idle, forget_copy
 
 
 @lean
@@ -212,7 +212,7 @@ def _emit(state: State, engine: Engine, slot: int, replica: int) -> None:
     requests.new_tokens[slot] = 1
     if first:
         turns.first_token_s[turn] = now_s
-    prefilled = first and turn == turns.first_turn[slot]
+    prefilled = first and (turn == turns.first_turn[slot] or state.away[slot])
     if prefilled and engine.direct < 0:
         tell(state.outbox, PREFILLED, slot)
     ended = requests.emitted[slot] == turns.output_tokens[turn]
@@ -233,6 +233,8 @@ def _finish(state: State, engine: Engine, slot: int, replica: int) -> None:
     """End a conversation; where the number in flight is fixed, the next one arrives."""
     remove(state.replicas, replica, slot)
     release(state, slot, replica)
+    if state.home[slot] >= 0:
+        forget_copy(state, slot)
     state.place[slot] = DONE
     state.counters[2] += 1
     if engine.direct < 0:

@@ -7,7 +7,7 @@ from optsched.compiled import lean
 from optsched.simulator.heap import TRANSFER_END, TURN_READY, push
 from optsched.simulator.prefixes import release
 from optsched.simulator.queues import enqueue, insert, remove, tell
-from optsched.simulator.state import BLOCKED, MOVING, QUEUED, TURN_ARRIVED, Engine, State
+from optsched.simulator.state import BLOCKED, MOVING, QUEUED, ROOM, TURN_ARRIVED, Engine, State
 
 
 @lean
@@ -21,12 +21,17 @@ def start_turn(state: State, slot: int, replica: int, stays: bool) -> None:
 
 @lean
 def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ratio: float, kv_bytes: float) -> bool:
-    """Move a prefilled cache to its decoder; False (and blocked) while the decoder's pool has no room for it.
+    """Move a cache to another replica; False (and blocked) while that one's pool has no room for it.
 
-    A replica sends one cache at a time, and receives one at a time: a later one waits for the link.
+    A replica sends one cache at a time, and receives one at a time: a later one waits for the link. Where a copy was kept,
+    only what was added since moves.
     """
-    source = state.replica[slot]
-    blocks = blocks_for(state.requests.context[slot], state.requests.cache[slot], block_tokens, hidden_ratio)
+    source, tokens = state.replica[slot], state.requests.context[slot]
+    blocks = blocks_for(tokens, state.requests.cache[slot], block_tokens, hidden_ratio)
+    if state.home[slot] == target:
+        blocks, tokens = blocks - state.home_blocks[slot], tokens - state.home_context[slot]
+    elif state.home[slot] >= 0 and state.home[slot] != source:
+        forget_copy(state, slot)
     state.target[slot] = target
     if blocks > state.replicas.free_blocks[target]:
         state.place[slot] = BLOCKED
@@ -34,10 +39,10 @@ def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ra
     state.replicas.free_blocks[target] -= blocks
     state.place[slot] = MOVING
     ready_s = max(state.clock[0], state.sending_until_s[source], state.receiving_until_s[target])
-    size = kv_bytes * state.requests.context[slot]
+    size = kv_bytes * tokens
     end_s = ready_s + state.transfer_latency_s[source, target] + size * state.transfer_s_per_byte[source, target]
     state.sending_until_s[source] = state.receiving_until_s[target] = end_s
-    state.moved_s[slot] = ready_s
+    state.moved_s[slot], state.moved_tokens[slot] = ready_s, tokens
     push(state.heap, end_s, TRANSFER_END, slot)
     return True
 
@@ -47,7 +52,12 @@ def land(state: State, slot: int, engine: Engine) -> None:
     """Give a conversation whose cache has arrived to its decoder."""
     source, target, turn = state.replica[slot], state.target[slot], state.turn[slot]
     cache = state.requests.cache[slot]
-    release(state, slot, source)
+    if state.home[slot] == target:
+        state.home[slot] = -1
+    if state.home[slot] != source:
+        release(state, slot, source)
+        if state.replicas.blocked[source] > 0:
+            tell(state.outbox, ROOM, source)
     state.requests.cache[slot] = cache
     state.requests.blocks[slot] = blocks_for(state.requests.context[slot], cache, engine.block_tokens, engine.hidden_ratio)
     state.turns.decode_replica[turn] = target
@@ -55,6 +65,59 @@ def land(state: State, slot: int, engine: Engine) -> None:
         become_idle(state, slot, target)
     else:
         enqueue(state, slot, target)
+
+
+@lean
+def compute_anew(state: State, slot: int, replica: int, stays: bool) -> None:
+    """Drop the cache of a turn that has just arrived, and queue everything said so far on another replica."""
+    home = state.replica[slot]
+    remove(state.replicas, home, slot)
+    release(state, slot, home)
+    state.requests.new_tokens[slot] += state.requests.context[slot]
+    state.requests.context[slot] = 0
+    state.away[slot] = True
+    state.stays[slot] = stays
+    enqueue(state, slot, replica)
+
+
+@lean
+def leave(state: State, slot: int, stays: bool) -> None:
+    """Take a turn that has just arrived out of its replica's queue; unless it stays where it goes, its cache is kept, too."""
+    home = state.replica[slot]
+    remove(state.replicas, home, slot)
+    state.place[slot] = BLOCKED
+    state.away[slot] = True
+    state.stays[slot] = stays
+    if not stays:
+        state.home[slot] = home
+        state.home_blocks[slot] = state.requests.blocks[slot]
+        state.home_context[slot] = state.requests.context[slot]
+
+
+@lean
+def come_home(state: State, slot: int, home: int) -> None:
+    """Have a turn that is away and not computed yet computed at home, with what was kept there of its cache."""
+    requests, visited = state.requests, state.replica[slot]
+    if visited != home:
+        if state.place[slot] == QUEUED:
+            remove(state.replicas, visited, slot)
+        release(state, slot, visited)
+        kept = state.home_context[slot] if state.home[slot] == home else 0
+        requests.new_tokens[slot] += requests.context[slot] - kept
+        requests.context[slot] = kept
+        requests.blocks[slot] = state.home_blocks[slot] if kept > 0 else 0
+    state.home[slot] = -1
+    state.away[slot] = False
+    enqueue(state, slot, home)
+
+
+@lean
+def forget_copy(state: State, slot: int) -> None:
+    """Free the copy that a slot's home kept of its cache."""
+    home = state.home[slot]
+    state.replicas.free_blocks[home] += state.home_blocks[slot]
+    state.replicas.woken[home] = True
+    state.home[slot] = -1
 
 
 @lean
@@ -80,6 +143,7 @@ def next_turn(state: State, slot: int, direct: bool) -> None:
     state.requests.arrival_s[slot] = arrival
     state.requests.last_token_s[slot] = arrival
     state.requests.emitted[slot] = state.requests.late[slot] = 0
+    state.away[slot] = False
     state.requests.new_tokens[slot] += state.turns.new_tokens[turn]
     replica = state.replica[slot]
     remove(state.replicas, replica, slot)

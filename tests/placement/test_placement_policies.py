@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
 from optsched.errors import PlanError, SpecError, UnknownNameError
 from optsched.placement.policies import POLICIES, make_policy, parameter_names
 from optsched.placement.policies.collocated import Collocated
 from optsched.placement.policies.conserve import ConServe
+from optsched.placement.policies.full_disaggregation import FullDisaggregation
 from optsched.placement.policies.optimised import Optimised
-from optsched.placement.view import ConversationView, FleetView, ReplicaView, Route
+from optsched.placement.policies.per_turn import PerTurn, PerTurnEmulated, drawn
+from optsched.placement.view import Away, ConversationView, FleetView, ReplicaView, Route, TurnView
 
 roles = st.sampled_from(["prefill", "decode", "mixed"])
 
@@ -35,7 +39,17 @@ def fleets(draw: st.DrawFn) -> FleetView:
 conversations = st.builds(
     lambda first, more: ConversationView(0, 0.0, first, first + more), st.integers(1, 3000), st.integers(1, 3000)
 )
-policies = st.sampled_from([Collocated(), Collocated(oracle=False), ConServe(), ConServe(oracle=True), ConServe(extra_tokens=0)])
+policies = st.sampled_from(
+    [
+        Collocated(),
+        Collocated(oracle=False),
+        ConServe(),
+        ConServe(oracle=True),
+        ConServe(extra_tokens=0),
+        FullDisaggregation(),
+        PerTurn(),
+    ]
+)
 
 
 @given(policies, fleets(), conversations)
@@ -130,7 +144,10 @@ def test_policies_are_made_by_name_with_their_parameters() -> None:
     assert {name: parameter_names(name) for name in POLICIES} == {
         "collocated": ("oracle", "extra_tokens", "admission"),
         "conserve": ("extra_tokens", "oracle"),
+        "full-disaggregation": ("extra_tokens", "oracle"),
         "optimised": (),
+        "per-turn": ("extra_tokens", "oracle", "error", "seed"),
+        "per-turn-emulated": ("extra_tokens", "oracle", "wrong_share", "seed"),
     }
 
 
@@ -143,10 +160,10 @@ def test_an_unknown_policy_is_refused_with_near_matches() -> None:
     ("name", "parameters", "message"),
     [
         ("conserve", {"extra": 1.0}, "placement.parameters.extra: unknown parameter .* it has: extra_tokens, oracle"),
-        ("conserve", {"extra_tokens": -1.0}, "-1.0: must be a whole number of tokens"),
-        ("conserve", {"extra_tokens": 0.5}, "0.5: must be a whole number of tokens"),
-        ("conserve", {"extra_tokens": float("nan")}, "nan: must be a whole number of tokens"),
-        ("conserve", {"extra_tokens": float("inf")}, "inf: must be a whole number of tokens"),
+        ("conserve", {"extra_tokens": -1.0}, "-1.0: must be a whole number"),
+        ("conserve", {"extra_tokens": 0.5}, "0.5: must be a whole number"),
+        ("conserve", {"extra_tokens": float("nan")}, "nan: must be a whole number"),
+        ("conserve", {"extra_tokens": float("inf")}, "inf: must be a whole number"),
         ("collocated", {"oracle": 2.0}, "2.0: a switch; give 0 or 1"),
         ("optimised", {"oracle": 1.0}, "follows assignments, and the plan has none"),
     ],
@@ -180,3 +197,67 @@ def test_collocated_without_admission_spreads_conversations_and_never_waits() ->
     assert policy.prefill(conversation, fleet) == Route(1, 1)
     assert policy.reservation(conversation) == 0
     assert not policy.foresight
+
+
+def turn_of(conversation: int = 0, number: int = 1, output: int = 100) -> TurnView:
+    """A turn at home on replica 1 of a prefiller and two decoders; 20 ms to move, 5 ms (prefiller: 2 ms) to append."""
+    view = ConversationView(conversation, 0.0, 1000, 5000)
+    return TurnView(view, number, 1, 1000, 60, (0.02, 0.0, 0.02), (0.002, 0.005, 0.005), (0.001, 0.0, 0.001), output)
+
+
+def fleet_of(steps_s: tuple[float, float], others: int = 0, backlog_s: float = 0.0) -> FleetView:
+    prefiller = ReplicaView(0, "prefill", 10_000, 0, 0, backlog_s, 0)
+    decoders = [ReplicaView(i, "decode", 10_000, 2000, 0, 0.0, others, step) for i, step in zip((1, 2), steps_s, strict=True)]
+    return FleetView(0.0, (prefiller, *decoders))
+
+
+@pytest.mark.parametrize(
+    ("fleet", "way"),
+    [
+        (fleet_of((0.010, 0.010)), None),  # nothing to gain
+        (fleet_of((0.020, 0.010)), Away(2, 2, reuse=True)),  # 100 tokens at 10 ms less pay for 20 ms on the link
+        (fleet_of((0.0102, 0.010)), None),  # they do not at 0.2 ms less
+        (fleet_of((0.010, 0.010), others=9), Away(0, 1, reuse=True)),  # 5 ms for ten cost more than the way to the prefiller
+        (fleet_of((0.010, 0.010), others=9, backlog_s=0.1), None),  # unless there is a queue
+    ],
+)
+def test_a_per_turn_scheduler_takes_the_way_that_costs_least(fleet, way) -> None:
+    assert PerTurn().later_turn(turn_of(), fleet) == way
+
+
+def test_a_turn_does_not_move_to_a_decoder_that_it_does_not_fit() -> None:
+    full = FleetView(0.0, (*fleet_of((0.02, 0.01)).replicas[:2], ReplicaView(2, "decode", 10_000, 9_000, 0, 0.0, 0, 0.01)))
+    assert PerTurn().later_turn(turn_of(), full) is None
+
+
+def test_predictions_are_right_on_average_and_as_wrong_as_they_are_told() -> None:
+    policy = PerTurn(error=0.5)
+    ratios = np.array([policy.predicted_tokens(turn_of(conversation)) / 100 for conversation in range(20_000)])
+    assert ratios.mean() == pytest.approx(1, abs=0.02)
+    assert np.log(ratios).std() == pytest.approx(0.5, rel=0.03)
+    assert PerTurn().predicted_tokens(turn_of(7)) == 100
+
+
+def test_draws_are_uniform_and_independent_from_turn_to_turn() -> None:
+    draws = np.array([[drawn(42, conversation, turn) for turn in range(1, 5)] for conversation in range(4000)])
+    assert kstest(draws.ravel(), "uniform").pvalue > 0.01
+    assert np.abs(np.corrcoef(draws, rowvar=False) - np.eye(4)).max() < 0.05
+
+
+def test_the_emulation_sends_its_share_of_turns_to_the_prefiller() -> None:
+    policy, fleet = PerTurnEmulated(), fleet_of((0.01, 0.01))
+    ways = [policy.later_turn(turn_of(conversation), fleet) for conversation in range(4000)]
+    assert {way for way in ways if way} == {Away(0, 1, reuse=True)}
+    assert sum(way is not None for way in ways) / 4000 == pytest.approx(0.1, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("per-turn", {"error": -1.0}, r"placement.parameters.error: -1.0: must not be negative"),
+        ("per-turn-emulated", {"wrong_share": 1.5}, r"placement.parameters.wrong_share: 1.5: must be a share of the turns"),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_their_place(name: str, parameters: dict[str, float], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        make_policy(name, parameters)

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import cast
 
 from optsched.errors import SpecError, UnknownNameError
 from optsched.placement.policies.collocated import Collocated
 from optsched.placement.policies.conserve import ConServe
+from optsched.placement.policies.full_disaggregation import FullDisaggregation
 from optsched.placement.policies.optimised import Optimised
+from optsched.placement.policies.per_turn import PerTurn, PerTurnEmulated
 from optsched.placement.view import PlacementPolicy
 
-POLICIES: dict[str, type[Collocated] | type[ConServe] | type[Optimised]] = {
+Number = float | int | bool
+
+POLICIES: dict[str, type[PlacementPolicy]] = {
     "collocated": Collocated,
     "conserve": ConServe,
+    "full-disaggregation": FullDisaggregation,
     "optimised": Optimised,
+    "per-turn": PerTurn,
+    "per-turn-emulated": PerTurnEmulated,
 }
 
 _DATA = "assignments"  # a plan's data, not one of its numbers
 
-
 ALL_MIXED = frozenset({"collocated"})
 """Policies that want every replica to prefill and decode."""
+
+PER_TURN = frozenset({"full-disaggregation", "per-turn", "per-turn-emulated"})
+"""Policies under which later turns may leave the replica that holds their cache."""
+
+CARRY_BACK = PER_TURN - {"full-disaggregation"}
+"""Policies that carry cache from decoders to other replicas, too."""
 
 
 def parameter_names(name: str) -> tuple[str, ...]:
@@ -32,7 +45,7 @@ def parameter_names(name: str) -> tuple[str, ...]:
     UnknownNameError
         If there is no such policy.
     """
-    return tuple(field.name for field in fields(_class(name)) if field.name != _DATA)
+    return tuple(_defaults(name))
 
 
 def make_policy(
@@ -56,16 +69,16 @@ def make_policy(
     SpecError
         If a parameter is unknown or out of range, or assignments are missing where they are needed.
     """
-    policy = _class(name)
-    if policy is Optimised and assignments is None:
+    known = _defaults(name)
+    if name == "optimised" and assignments is None:
         raise SpecError(f"placement policy {name!r} follows assignments, and the plan has none; choose another policy")
-    defaults: dict[str, int] = {key: getattr(policy(), key) for key in parameter_names(name)}
-    values = {**defaults, **_check(name, parameters, defaults)}
-    if policy is Optimised:
+    values = {key: _checked(name, known, key, value) for key, value in parameters.items()}
+    if name == "optimised":
         return Optimised(dict(assignments or {}))
-    if policy is Collocated:
-        return Collocated(bool(values["oracle"]), values["extra_tokens"], bool(values["admission"]))
-    return ConServe(oracle=bool(values["oracle"]), extra_tokens=values["extra_tokens"])
+    try:
+        return POLICIES[name](**values)
+    except SpecError as error:
+        raise SpecError(error.reason, field=f"placement.parameters.{error.field}") from error
 
 
 def always_on(policy: PlacementPolicy, roles: Sequence[str]) -> int | None:
@@ -82,24 +95,25 @@ def always_on(policy: PlacementPolicy, roles: Sequence[str]) -> int | None:
     return 0 if alone and isinstance(policy, Collocated) and not policy.admission else None
 
 
-def _class(name: str) -> type[Collocated] | type[ConServe] | type[Optimised]:
+def _defaults(name: str) -> dict[str, Number]:
+    """Return a policy's parameters by name, with their defaults."""
     if name not in POLICIES:
         raise UnknownNameError("placement policy", name, POLICIES, "List them with: optsched show policies")
-    return POLICIES[name]
+    return {field.name: cast("Number", field.default) for field in fields(POLICIES[name]) if field.name != _DATA}  # type: ignore[arg-type]
 
 
-def _check(name: str, parameters: Mapping[str, float], defaults: Mapping[str, int]) -> dict[str, int]:
-    """Return whole numbers and switches by name, or say which one is wrong."""
-    checked: dict[str, int] = {}
-    for key, value in parameters.items():
-        place = f"placement.parameters.{key}"
-        if key not in defaults:
-            known = ", ".join(sorted(defaults)) or "none"
-            raise SpecError(f"unknown parameter of placement policy {name!r}; it has: {known}", field=place)
-        switch = isinstance(defaults[key], bool)
-        if switch and value not in (0, 1):
+def _checked(name: str, known: Mapping[str, Number], key: str, value: float) -> Number:
+    """Return a parameter as the policy takes it: a switch, a whole number or a number; or say what is wrong."""
+    place = f"placement.parameters.{key}"
+    if key not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise SpecError(f"unknown parameter of placement policy {name!r}; it has: {names}", field=place)
+    if isinstance(known[key], bool):
+        if value not in (0, 1):
             raise SpecError(f"{value!r}: a switch; give 0 or 1", field=place)
-        if not switch and not (value >= 0 and float(value).is_integer()):
-            raise SpecError(f"{value!r}: must be a whole number of tokens, 0 or more", field=place)
-        checked[key] = bool(value) if switch else int(value)
-    return checked
+        return bool(value)
+    if isinstance(known[key], int):
+        if not (value >= 0 and float(value).is_integer()):
+            raise SpecError(f"{value!r}: must be a whole number, 0 or more", field=place)
+        return int(value)
+    return float(value)

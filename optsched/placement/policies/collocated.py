@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from optsched.errors import SpecError
 from optsched.placement.policies.choice import most_free
-from optsched.placement.view import ConversationView, FleetView, Route
+from optsched.placement.view import ConversationView, FleetView, Pinned, Route
 
 
 @dataclass(frozen=True, slots=True)
-class Collocated:
+class Collocated(Pinned):
     """Send each conversation to the mixed replica of most free KV cache; it stays there; it waits while it fits in none.
 
     Parameters

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from optsched.errors import SpecError
 from optsched.placement.policies.choice import least_backlogged, most_free
-from optsched.placement.view import ConversationView, FleetView, Route
+from optsched.placement.view import ConversationView, FleetView, Pinned, Route
 
 
 @dataclass(frozen=True, slots=True)
-class ConServe:
+class ConServe(Pinned):
     """Prefill on the least backlogged prefiller, then decode where most KV cache is free; wait while it fits nowhere.
 
     Parameters

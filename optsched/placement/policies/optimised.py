@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from optsched.errors import PlanError
 from optsched.placement.policies.choice import least_backlogged, most_free
-from optsched.placement.view import ConversationView, FleetView, ReplicaView, Route
+from optsched.placement.view import ConversationView, FleetView, Pinned, ReplicaView, Route
 
 
 @dataclass(frozen=True, slots=True)
-class Optimised:
+class Optimised(Pinned):
     """Send conversations to the replicas that an offline plan gave them; it knew arrivals and lengths, and says so.
 
     A conversation whose replica has died goes to the least backlogged prefiller, or the decoder of most free KV cache.

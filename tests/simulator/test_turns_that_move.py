@@ -1,0 +1,102 @@
+"""Turns that leave the replica that holds their cache: who computes them, what moves, and that nothing is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from factories import LAW, make_plan, make_workload
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optsched.domain.log import ExecutionLog
+from optsched.domain.scenario import EngineSpec, Role
+from optsched.domain.workload import Workload
+from optsched.errors import SpecError
+from optsched.simulator.simulate import simulate
+
+SPLIT: list[Role] = ["prefill", "decode", "decode"]
+BYTES = 2 * 2 * 2 * 32 * 4  # per token of the factories' llm: K and V of 2 layers with 2 heads of 32 floats
+ONE = make_workload([[(100, 5), (20, 7), (30, 4)]], [0.0])
+
+
+def moves(log: ExecutionLog) -> list[tuple[int, int, int]]:
+    """Return source, target and tokens of every transfer, in order."""
+    order = np.argsort(log.transfers.start_s)
+    t = log.transfers
+    return [(int(t.source[i]), int(t.target[i]), int(t.bytes[i] / BYTES)) for i in order]
+
+
+def test_under_full_disaggregation_every_turn_computes_and_moves_all_that_was_said() -> None:
+    log = simulate(make_plan(["prefill", "decode"], policy="full-disaggregation"), ONE)
+    assert log.prefill_replica.tolist() == [0, 0, 0]
+    assert log.decode_replica.tolist() == [1, 1, 1]
+    assert moves(log) == [(0, 1, 100), (0, 1, 125), (0, 1, 162)]
+    assert int(log.steps.prefill_tokens.sum()) == 100 + 125 + 162
+    assert [event.kind for event in log.events] == ["dropped", "dropped"]
+
+
+def test_a_turn_sent_away_takes_its_cache_along_and_sends_back_what_was_added() -> None:
+    plan = make_plan(["prefill", "decode"], policy="per-turn-emulated", parameters={"wrong_share": 1.0})
+    log = simulate(plan, ONE)
+    assert log.prefill_replica.tolist() == [0, 0, 0]
+    assert log.decode_replica.tolist() == [1, 1, 1]
+    # The last output token of a turn is cached with the next prompt.
+    assert moves(log) == [(0, 1, 100), (1, 0, 104), (0, 1, 21), (1, 0, 131), (0, 1, 31)]
+    assert int(log.steps.prefill_tokens.sum()) == 100 + 21 + 31
+
+
+def test_the_first_token_of_a_visiting_turn_comes_after_the_way_there_and_the_prefill() -> None:
+    plan = make_plan(["prefill", "decode"], policy="per-turn-emulated", parameters={"wrong_share": 1.0})
+    log = simulate(plan, ONE)
+    link = plan.links[0]
+    there_s = link.latency_s + 104 * BYTES / link.bytes_per_s
+    expected = log.arrival_s[1] + there_s + LAW.prefill_s(21, 104, 256)
+    assert log.first_token_s[1] == pytest.approx(expected)
+
+
+def test_nobody_leaves_when_no_decision_is_wrong() -> None:
+    work = random_work(np.random.default_rng(3), 20, 0.0)
+    own = simulate(make_plan(SPLIT, policy="conserve"), work)
+    emulated = simulate(make_plan(SPLIT, policy="per-turn-emulated", parameters={"wrong_share": 0.0}), work)
+    assert np.array_equal(own.token_s, emulated.token_s)
+    assert len(own.transfers.source) == 20
+
+
+def test_a_scheduler_that_is_charged_dearly_for_transfers_keeps_every_turn_at_home() -> None:
+    plan = make_plan(SPLIT, policy="per-turn")
+    slow = plan.replace(links=tuple(link.replace(latency_s=100.0) for link in plan.links))
+    assert len(simulate(slow, random_work(np.random.default_rng(5), 10, 0.0)).transfers.source) == 10
+
+
+def random_work(rng: np.random.Generator, conversations: int, gap_s: float) -> Workload:
+    turns = [
+        [(int(rng.integers(50, 300)), int(rng.integers(1, 20)))]
+        + [(int(rng.integers(1, 40)), int(rng.integers(1, 30))) for _ in range(rng.integers(0, 5))]
+        for _ in range(conversations)
+    ]
+    return make_workload(turns, list(np.cumsum(rng.exponential(0.02, conversations))), gap_s=gap_s)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([("full-disaggregation", {}), ("per-turn", {"error": 1.0}), ("per-turn-emulated", {"wrong_share": 0.5})]),
+    st.sampled_from([SPLIT, ["prefill", "prefill", "decode"], ["prefill", "decode", "mixed"]]),
+    st.sampled_from([50, 80, 400]),
+    st.sampled_from(["vllm", "vllm-chunked", "sarathi"]),
+    st.sampled_from([0.0, 0.01, 1.0]),
+)
+def test_every_conversation_ends_however_little_memory_there_is(seed, policy, roles, blocks, batching, gap_s) -> None:
+    """The simulator itself checks that no token and no block is lost."""
+    rng = np.random.default_rng(seed)
+    work = random_work(rng, int(rng.integers(2, 30)), gap_s)
+    name, parameters = policy
+    plan = make_plan(roles, policy=name, parameters=parameters, kv_blocks=blocks, batching=batching)
+    log = simulate(plan, work)
+    assert np.isfinite(log.end_s).all()
+
+
+def test_prompts_that_share_cache_and_turns_that_leave_it_are_refused_together() -> None:
+    plan = make_plan(SPLIT, policy="per-turn", engine=EngineSpec(prefix_caching=True))
+    with pytest.raises(SpecError, match=r"prefix_caching: true: prompts that share cache cannot leave it.*leave it out"):
+        simulate(plan, ONE)

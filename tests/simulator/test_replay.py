@@ -120,6 +120,21 @@ def test_every_policy_decides_alike_in_a_worker_and_in_the_simulator(
     assert_decided_alike(plan, workload, [serve(replica, workload)])
 
 
+def test_attain_does_not_schedule_a_waiting_request_whose_cache_makes_room_for_a_running_one() -> None:
+    """Two blocks: one decodes past its first block while another, between two turns, holds the second."""
+    workload = Workload(
+        np.arange(5), np.zeros(5), np.array([0, 3, 6, 7, 8, 9]), np.array([1, 0, 0, 1, 0, 11, 1, 1, 1]),
+        np.array([1, 1, 1, 3, 1, 2, 1, 1, 1]), np.zeros(9),
+    )  # fmt: skip
+    plan = make_plan(["mixed"], kv_blocks=2, batching="attain", policy="collocated", engine=EngineSpec(max_sequences=8))
+    plan = plan.replace(llms=(PlanLlm(name="tiny", shape=OPT),))
+    (setup,) = worker_setups(plan, workload, 0, "cpu")
+    pool = BlockPool(OPT, 2, 16, torch.float32, "cpu")
+    replica = Replica(0, MODELS[id(OPT)], pool, setup.limits, 0, SlowClock(1e-3), Recorder(keep_journal=True))
+    decided = assert_decided_alike(plan, workload, [serve(replica, workload)])
+    assert any(entry.evicted for entry in decided)
+
+
 def test_the_replay_is_of_the_worker_s_own_clock() -> None:
     """Moved to other times, the same events are decided otherwise by a policy that looks at the clock."""
     workload = Workload(np.arange(4), np.zeros(4), np.arange(5), np.full(4, 40), np.full(4, 30), np.zeros(4))

@@ -135,6 +135,8 @@ def admit_able(
     gain = _to_gain(requests, queue, counts, engine, decision, standing)
     for position in line:
         slot = queue[position]
+        if decision.evict[slot] == 1:  # made room for those who run
+            continue
         grown = whole(requests, slot, engine)
         needed = grown + engine.watermark_blocks if sequences > 0 and grown > 0 else grown
         if sequences >= engine.max_sequences or room + gain < needed:

@@ -145,7 +145,7 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
         outbox=_outbox(4 * conversations + 64),
         clock=np.zeros(1),
-        counters=np.zeros(3, np.int64),
+        counters=np.zeros(4, np.int64),
         transfer_s_per_byte=rate,
         transfer_latency_s=latency,
         sending_until_s=np.zeros(count),

@@ -81,6 +81,8 @@ def simulate(
         broken = log.violations(workload) if record_steps else []
         if np.any(run.state.replicas.free_blocks != run.state.replicas.total_blocks):
             broken.append("cache blocks were lost")
+        if promised := int(run.state.counters[3]):
+            broken.append(f"batching policy {plan.batching.policy!r} promised {promised} cache blocks that were not there")
         if broken:
             raise SolveError(f"The simulation broke a conservation law (a bug, please report it): {broken[0]}")
     return log

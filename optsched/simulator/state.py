@@ -205,7 +205,7 @@ class State(NamedTuple):
     home, home_blocks, home_context
         The replica (-1: none) that keeps a copy of the cache of a slot that is away, and the copy's blocks and tokens.
     counters
-        Steps started, running requests preempted, and conversations ended.
+        Steps started, running requests preempted, conversations ended, and blocks promised that were not there.
     sending_until_s, receiving_until_s
         When each replica's link is free again, in either direction.
     moved_s, moved_tokens
@@ -234,7 +234,7 @@ class State(NamedTuple):
     steps: StepBuffer
     outbox: Outbox
     clock: Float64[Array, " 1"]
-    counters: Int64[Array, " 3"]
+    counters: Int64[Array, " 4"]
     transfer_s_per_byte: Float64[Array, "R R"]
     transfer_latency_s: Float64[Array, "R R"]
     sending_until_s: Float64[Array, " R"]

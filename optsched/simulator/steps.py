@@ -113,6 +113,7 @@ def _reserve(state: State, engine: Engine, replica: int, number: int) -> Content
             read += context
             pairs += count * (context + 0.5 * count)
         hidden += context if requests.cache[slot] != KV else 0
+    state.counters[3] += max(0, -replicas.free_blocks[replica])
     replicas.num_scheduled[replica] = kept
     return Content(prefill, pairs, read, kept, decodes, kv, hidden)
 

@@ -25,7 +25,7 @@ def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: 
     Parameters
     ----------
     paper
-        aptserve: Apt-Serve, arXiv 2504.07494; half an hour of one core.
+        aptserve: Apt-Serve, arXiv 2504.07494; twenty minutes of one core.
     smoke
         The same code on a fraction of the work, in less than a minute; its figures mean nothing.
     out

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from optsched.cli.comparison import comparison_json, print_comparison
 from optsched.cli.output import emit_json, metrics_rows, print_line, print_table, progress, warn
 from optsched.domain.plan import Certificate, Plan
+
+if TYPE_CHECKING:
+    from optsched.domain.results import Clock
+    from optsched.domain.scenario import Scenario
+    from optsched.planner.compare import Compared
+    from optsched.planner.plan import Planned
 
 
 def plan(
@@ -18,6 +25,7 @@ def plan(
     policy: tuple[str, ...] = (),
     seed: int | None = None,
     clock: Literal["true", "paper"] = "true",
+    compare: bool = False,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -37,10 +45,13 @@ def plan(
         Seed of arrivals and lengths, instead of the scenario's.
     clock
         true: latencies count from arrival. paper: prefiller queueing and decoder-admission waits are left out.
+    compare
+        Simulate the same conversations under collocated, full-disaggregation, per-turn and conserve too, on the plan's GPUs
+        and power caps, and print one table.
     out
         Write the plan to this file.
     json
-        Print the plan as one JSON object.
+        Print the plan as one JSON object; with --compare it has a key "comparison" more than the plan's file.
     """
     from optsched import catalog, files
     from optsched.cli.checks import policies, positive
@@ -49,9 +60,11 @@ def plan(
 
     placement, batching = policies(policy)
     path, asked = catalog.scenario_path(scenario), catalog.scenario(scenario)
+    if batching is not None:
+        asked = scenario_with_batching(asked, batching)
     with progress("planning") as advance:
         planned = plan_scenario(
-            asked if batching is None else scenario_with_batching(asked, batching),
+            asked,
             base=path.parent,
             trace=trace,
             rate_per_s=positive("--rate", rate),
@@ -62,12 +75,23 @@ def plan(
         )
     if out is not None:
         files.save(planned.plan, "plan", out)
+    rows = _compared(asked, planned, clock) if compare else None
     if json:
-        emit_json(files.dump(planned.plan, "plan"))
+        more = {} if rows is None else {"comparison": [comparison_json(row) for row in rows]}
+        emit_json({**files.dump(planned.plan, "plan"), **more})
         return
     print_plan(planned.plan, planned.simulated, planned.considered)
+    if rows is not None:
+        print_comparison(rows, planned.plan, clock)
     if out is not None:
         warn(f"Plan written to {out}")
+
+
+def _compared(scenario: Scenario, planned: Planned, clock: Clock) -> list[Compared]:
+    from optsched.planner.compare import compare
+
+    with progress("comparing") as advance:
+        return compare(scenario, planned, clock=clock, progress=advance)
 
 
 def print_plan(plan: Plan, simulated: float, considered: int) -> None:

@@ -116,7 +116,7 @@ def plan_scenario(
             if progress is not None:
                 progress(number + 1, min(len(drafts), MAX_SIMULATED))
         metrics = measure_plan(draft, log, workload, clock)
-        candidate = _Candidate(_rank(scenario, draft, metrics), draft, log, metrics)
+        candidate = _Candidate(rank(scenario, draft, metrics), draft, log, metrics)
         if best is None or candidate.rank < best.rank:
             best = candidate
     if best is None:
@@ -246,7 +246,7 @@ def simulated_value(objective: Objective, metrics: Metrics, workload: Workload, 
     return (metrics.cost_usd_per_hour or 0.0) * metrics.makespan_s / 3600
 
 
-def _rank(scenario: Scenario, draft: Plan, metrics: Metrics) -> tuple[float, ...]:
+def rank(scenario: Scenario, draft: Plan, metrics: Metrics) -> tuple[float, ...]:
     """Order plans: by how far they miss the targets' percentiles first, then by the objectives."""
     excess = 0.0
     for name in ("ttft", "tpot", "tbt", "ttfet", "e2e"):

@@ -93,3 +93,33 @@ def test_the_real_trace_plans_and_simulates_with_every_token_accounted_for(conse
     assert answer["transfers"] == 255
     assert sorted(log.transfers.conversation.tolist()) == list(range(255))
     assert plan.certificate.bound <= plan.certificate.value
+
+
+def test_plan_compares_with_the_rival_policies(capsys):
+    assert invoke(["plan", "quickstart", "--compare"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("conserve *", "collocated", "full-disaggregation", "per-turn", "context tokens/J", "proven >="):
+        assert words in printed
+
+
+def test_the_comparison_as_json_leaves_the_plan_s_keys_as_they_are(capsys):
+    answers = []
+    for options in ([], ["--compare"]):
+        assert invoke(["plan", "quickstart", "--json", *options]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    rows = answers[1].pop("comparison")
+    assert answers[0] == answers[1]
+    assert [row["policy"] for row in rows] == ["conserve", "collocated", "full-disaggregation", "per-turn"]
+    assert rows[0]["metrics"] == answers[0]["predicted"]
+    assert rows[0]["transfers"] == 16
+    assert rows[1]["roles"] == {"mixed": 3}
+
+
+def test_a_policy_that_cannot_serve_says_why_in_the_comparison(tmp_path, capsys):
+    from optsched import catalog
+
+    text = catalog.scenario_path("swe-agent-a40").read_text()
+    path = tmp_path / "one.toml"
+    path.write_text(text.replace("count = 4", "count = 1").replace("conversations = 255", "conversations = 2"))
+    assert invoke(["plan", str(path), "--policy", "collocated", "--compare"]) == 0
+    assert "conserve cannot serve: it needs a replica to prefill and another to decode" in capsys.readouterr().out

@@ -26,6 +26,7 @@ def plan(
     seed: int | None = None,
     clock: Literal["true", "paper"] = "true",
     compare: bool = False,
+    timeline: Path | None = None,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -48,6 +49,8 @@ def plan(
     compare
         Simulate the same conversations under collocated, full-disaggregation, per-turn and conserve too, on the plan's GPUs
         and power caps, and print one table.
+    timeline
+        Draw what each replica does for which conversation, and how full its cache is, to this .svg or .html file.
     out
         Write the plan to this file.
     json
@@ -57,7 +60,9 @@ def plan(
     from optsched.cli.checks import policies, positive
     from optsched.planner.plan import plan_scenario
     from optsched.planner.replan import scenario_with_batching
+    from optsched.report.timeline import check_timeline, save_timeline
 
+    check_timeline(timeline)
     placement, batching = policies(policy)
     path, asked = catalog.scenario_path(scenario), catalog.scenario(scenario)
     if batching is not None:
@@ -75,6 +80,8 @@ def plan(
         )
     if out is not None:
         files.save(planned.plan, "plan", out)
+    if timeline is not None:
+        save_timeline(planned.plan, planned.log, planned.workload, timeline)
     rows = _compared(asked, planned, clock) if compare else None
     if json:
         more = {} if rows is None else {"comparison": [comparison_json(row) for row in rows]}
@@ -85,6 +92,8 @@ def plan(
         print_comparison(rows, planned.plan, clock)
     if out is not None:
         warn(f"Plan written to {out}")
+    if timeline is not None:
+        warn(f"Timeline written to {timeline}")
 
 
 def _compared(scenario: Scenario, planned: Planned, clock: Clock) -> list[Compared]:

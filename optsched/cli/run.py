@@ -27,6 +27,7 @@ def run(
     seed: int = 0,
     time_limit_s: float = 3600.0,
     log: Path | None = None,
+    timeline: Path | None = None,
     json: bool = False,
 ) -> None:
     """Execute a plan on real torch workers and compare with the prediction.
@@ -45,16 +46,20 @@ def run(
         Give up when the workload takes longer than this.
     log
         Write the execution log to this Parquet file.
+    timeline
+        Draw what each replica did for which conversation, and how full its cache was, to this .svg or .html file.
     json
         Print one JSON object.
     """
     from optsched import files, logfile
     from optsched.cli.checks import positive
     from optsched.domain.accounting import measure_plan
+    from optsched.report.timeline import check_timeline, save_timeline
     from optsched.runtime.busy import warning as busy_warning
     from optsched.runtime.device import check_device
     from optsched.traces.loading import load_workload
 
+    check_timeline(timeline)
     limit_s = positive("--time-limit-s", time_limit_s) or time_limit_s
     plan = files.load_plan(plan_file)
     workload = load_workload(plan.workload)
@@ -73,6 +78,8 @@ def run(
         raise
     if log is not None:
         logfile.save_log(observed_log, workload, log, plan)
+    if timeline is not None:
+        save_timeline(plan, observed_log, workload, timeline)
     observed = measure_plan(plan, observed_log, workload, plan.predicted.clock)
     recovered = sum(event.kind == "recovered" for event in observed_log.events)
     errors = relative_errors(plan.predicted, observed)
@@ -89,6 +96,8 @@ def run(
     _print(plan, observed_log, observed, errors, backend)
     if log is not None:
         warn(f"Log written to {log}")
+    if timeline is not None:
+        warn(f"Timeline written to {timeline}")
 
 
 def relative_errors(predicted: Metrics, observed: Metrics) -> dict[str, float]:

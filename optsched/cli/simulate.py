@@ -25,6 +25,7 @@ def simulate(
     seed: int | None = None,
     clock: Literal["true", "paper"] = "true",
     log: Path | None = None,
+    timeline: Path | None = None,
     json: bool = False,
 ) -> None:
     """Execute a plan or a scenario on a virtual clock and print what its conversations experience.
@@ -46,13 +47,17 @@ def simulate(
         true: latencies count from arrival. paper: prefiller queueing and decoder-admission waits are left out.
     log
         Write the execution log to this Parquet file.
+    timeline
+        Draw what each replica does for which conversation, and how full its cache is, to this .svg or .html file.
     json
         Print one JSON object.
     """
     from optsched import catalog, logfile
     from optsched.cli.checks import policies, positive
     from optsched.domain.accounting import measure_plan
+    from optsched.report.timeline import check_timeline, save_timeline
 
+    check_timeline(timeline)
     rate = positive("--rate", rate)
     placement, batching = policies(policy)
     started = time.process_time()
@@ -74,6 +79,8 @@ def simulate(
     metrics = measure_plan(plan, executed, workload, clock)
     if log is not None:
         logfile.save_log(executed, workload, log, plan)
+    if timeline is not None:
+        save_timeline(plan, executed, workload, timeline)
     if json:
         emit_json(
             {
@@ -100,6 +107,8 @@ def simulate(
     )
     if log is not None:
         warn(f"Log written to {log}")
+    if timeline is not None:
+        warn(f"Timeline written to {timeline}")
 
 
 def _simulate_plan(

@@ -123,3 +123,20 @@ def test_a_policy_that_cannot_serve_says_why_in_the_comparison(tmp_path, capsys)
     path.write_text(text.replace("count = 4", "count = 1").replace("conversations = 255", "conversations = 2"))
     assert invoke(["plan", str(path), "--policy", "collocated", "--compare"]) == 0
     assert "conserve cannot serve: it needs a replica to prefill and another to decode" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "name"), [("plan", "picture.html"), ("simulate", "picture.svg")])
+def test_the_timeline_is_written_where_it_was_asked(command, name, tmp_path, capsys):
+    assert invoke([command, "quickstart", "--timeline", str(tmp_path / name)]) == 0
+    assert f"Timeline written to {tmp_path / name}" in capsys.readouterr().err
+    text = (tmp_path / name).read_text()
+    assert text.startswith("<!DOCTYPE html>" if name.endswith("html") else "<svg")
+    assert "conversation 15, turn 4: decode" in text
+
+
+@pytest.mark.parametrize("command", [["plan", "quickstart"], ["simulate", "quickstart"], ["run", "plan.json"]])
+def test_a_timeline_of_another_kind_is_refused_before_anything_is_computed(command, capsys):
+    assert invoke([*command, "--timeline", "picture.png"]) == 1
+    assert capsys.readouterr().err == (
+        "optsched: --timeline: 'picture.png': a timeline is a picture or a page; end its name in .svg or .html\n"
+    )

@@ -38,7 +38,7 @@ def small_plan() -> Plan:
 def test_run_prints_predicted_observed_and_error_and_writes_the_log(tmp_path, capsys) -> None:
     path, log_path = tmp_path / "plan.json", tmp_path / "log.parquet"
     files.save(small_plan(), "plan", path)
-    assert invoke(["run", str(path), "--json", "--log", str(log_path)]) == 0
+    assert invoke(["run", str(path), "--json", "--log", str(log_path), "--timeline", str(tmp_path / "run.svg")]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {"predicted", "observed", "error", "recovered_conversations"}
     observed = printed["observed"]
@@ -52,6 +52,7 @@ def test_run_prints_predicted_observed_and_error_and_writes_the_log(tmp_path, ca
     assert log.origin == "observed"
     assert executed == small_plan()
     assert log.makespan_s == pytest.approx(observed["makespan_s"])
+    assert "conversation 3, turn 1: decode" in (tmp_path / "run.svg").read_text()
     assert multiprocessing.active_children() == []
 
 

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float64
 
 from optsched.domain.results import Latencies
 from optsched.errors import PlanError
+from optsched.placement.clockwork import Schedule
 from optsched.placement.problem import Goal, PlacementPlan, PlacementProblem, percentile_95
-from optsched.placement.schedule import Schedule, place
+from optsched.placement.schedule import place
 from optsched.placement.tables import tables_of
 
 Array = np.ndarray

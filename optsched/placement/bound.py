@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from optsched.domain.scenario import LatencyTarget
 from optsched.placement.alone import VARIANTS, Alone, alone, most_residents
 from optsched.placement.gemm import Gemm
 from optsched.placement.jobs import SLACK, least_finish_s, least_late
+from optsched.placement.limits import target_limit
 from optsched.placement.problem import PlacementProblem, percentile_95, percentile_rank
 from optsched.placement.tables import tables_of
 
@@ -210,14 +210,6 @@ def _late(load: Load, due: Float64[Array, " C"], rest: Bool[Array, " C"], certai
         load.release_s[rest], due[rest], load.work[rest], load.speed, later=load.later[rest], unfinished=load.unfinished
     )
     return float(certain.sum() + late)
-
-
-def target_limit(target: LatencyTarget, reference: Float64[Array, " n"]) -> Float64[Array, " n"]:
-    """Return the limit of a target in seconds; infinite where the reference does not exist."""
-    if target.seconds is not None:
-        return np.full(len(reference), target.seconds)
-    factor = np.inf if target.standalone_factor is None else target.standalone_factor
-    return np.where(np.isfinite(reference), np.nan_to_num(reference) * factor, np.inf)
 
 
 def certain_misses(problem: PlacementProblem, least: Alone) -> Bool[Array, " C"]:

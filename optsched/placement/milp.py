@@ -42,7 +42,8 @@ import pulp
 from optsched.domain.scenario import LatencyTarget
 from optsched.errors import SolverUnavailableError
 from optsched.placement.alone import VARIANTS, alone
-from optsched.placement.bound import certain_misses, lower_bound, target_limit
+from optsched.placement.bound import certain_misses, lower_bound
+from optsched.placement.limits import target_limit
 from optsched.placement.problem import PlacementPlan, PlacementProblem, percentile_rank
 from optsched.placement.symmetry import interchangeable
 
@@ -84,7 +85,8 @@ class PlacementFormulation:
         self.replicas = range(len(problem.replicas))
         longest = [max(self._of(self.least.prefill_s, c, q) for q in self.pairs[c]) for c in self.conversations]
         self.horizon = self.arrival[-1] + sum(longest)
-        self.scale = max(lower_bound(problem).value, 1.0) if problem.objective != "slo_misses" else 1.0
+        # a solver's tolerances are absolute: an objective far below 1 would drown in them
+        self.scale = (lower_bound(problem).value or 1.0) if problem.objective != "slo_misses" else 1.0
         self.program = pulp.LpProblem("placement", pulp.LpMinimize)
         self._declare()
         self.place_each_conversation_once()

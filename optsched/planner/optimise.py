@@ -6,14 +6,17 @@ from optsched.domain.plan import Assignment, Plan
 from optsched.domain.scenario import Objective
 from optsched.domain.workload import Workload
 from optsched.errors import NoPlanError
+from optsched.placement.greedy import default_work
 from optsched.placement.problem import PlacementPlan
 from optsched.placement.solve import solve
 from optsched.planner.certify import problem_of
 
 EXACT_CONVERSATIONS = 10
 """Largest workload that is given to the exact method."""
-TIME_LIMIT_S = 10.0
-"""Time to optimise the placements of all candidate fleets together."""
+TIME_LIMIT_S = 60.0
+"""Time after which all candidate fleets together are taken as placed: a machine so slow may find other placements."""
+WORK = 8_000_000
+"""Turns that are timed again for all candidate fleets together, some eight seconds."""
 
 
 def optimise(draft: Plan, workload: Workload, objective: Objective, candidates: int) -> tuple[Plan, float, str]:
@@ -32,11 +35,13 @@ def optimise(draft: Plan, workload: Workload, objective: Objective, candidates: 
         If the time ran out before any placement was found.
     """
     exact = workload.num_conversations <= EXACT_CONVERSATIONS
+    problem = problem_of(draft, workload, objective)
     solved = solve(
-        problem_of(draft, workload, objective),
+        problem,
         "exact" if exact else "greedy",
         time_limit_s=TIME_LIMIT_S / candidates,
         seed=draft.workload.seed,
+        work=min(WORK // candidates, default_work(problem)),
     )
     if solved.plan is None:
         raise NoPlanError("No placement was found in time. Use fewer power caps or fix a [[fleet]].")

@@ -11,3 +11,4 @@ def warm_up() -> None:
     scenario = catalog.scenario("quickstart")
     plan_scenario(scenario, policy="conserve")
     plan_scenario(scenario, policy="collocated")
+    plan_scenario(scenario, policy="optimised")

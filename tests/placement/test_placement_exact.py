@@ -121,12 +121,12 @@ def test_greedy_repeats_itself_and_improves_on_its_rule() -> None:
     one, two = greedy(problem, seed=3), greedy(problem, seed=3)
     assert one.prefill.tolist() == two.prefill.tolist()
     assert one.decode.tolist() == two.decode.tolist()
-    assert objective_of(problem, one) <= objective_of(problem, greedy(problem, rounds=0))
+    assert objective_of(problem, one) <= objective_of(problem, greedy(problem, work=0))
 
 
 def test_greedy_places_many_conversations_by_its_rule() -> None:
     problem = crowded(["prefill", "decode", "mixed", "mixed"], count=30, objective="energy")
-    plan = greedy(problem, time_limit_s=0.5)
+    plan = greedy(problem, work=100_000)
     assert plan.violations(problem) == []
 
 

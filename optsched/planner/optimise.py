@@ -13,6 +13,8 @@ from optsched.planner.certify import problem_of
 
 EXACT_CONVERSATIONS = 10
 """Largest workload that is given to the exact method."""
+EXACT_TIME_LIMIT_S = 10.0
+"""Time to prove the placements of all candidate fleets together."""
 TIME_LIMIT_S = 60.0
 """Time after which all candidate fleets together are taken as placed: a machine so slow may find other placements."""
 WORK = 8_000_000
@@ -39,7 +41,7 @@ def optimise(draft: Plan, workload: Workload, objective: Objective, candidates: 
     solved = solve(
         problem,
         "exact" if exact else "greedy",
-        time_limit_s=TIME_LIMIT_S / candidates,
+        time_limit_s=(EXACT_TIME_LIMIT_S if exact else TIME_LIMIT_S) / candidates,
         seed=draft.workload.seed,
         work=min(WORK // candidates, default_work(problem)),
     )

@@ -15,7 +15,7 @@ from optsched.errors import SpecError, UnknownNameError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PAPERS = {"aptserve": "gao-aptserve-2025"}
+PAPERS = {"aptserve": "gao-aptserve-2025", "conserve": "ding-conserve-2026"}
 _PACKAGE = "optsched_paper_repro"
 
 
@@ -25,7 +25,8 @@ def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: 
     Parameters
     ----------
     paper
-        aptserve: Apt-Serve, arXiv 2504.07494; twenty minutes of one core.
+        aptserve: Apt-Serve, arXiv 2504.07494; twenty minutes of one core. conserve: ConServe, arXiv 2606.01839; eight minutes;
+        reads conserve/trace_profile_summary.csv in the folder that OPTSCHED_DATA names, else takes a recipe of its lengths.
     smoke
         The same code on a fraction of the work, in less than a minute; its figures mean nothing.
     out
@@ -35,6 +36,8 @@ def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: 
     """
     parts = paper_modules(paper)
     settings, expected = parts["settings"].settings(smoke), parts["settings"].expected()
+    for note in parts["settings"].notes(settings) if hasattr(parts["settings"], "notes") else ():
+        warn(note)
     started, cpu = time.perf_counter(), time.process_time()
     save = parts["results"].save
 
@@ -52,7 +55,7 @@ def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: 
     if json:
         emit_json({"paper": paper, "smoke": smoke, "claims": rows})
         return
-    _print(rows, smoke)
+    _print(parts["claims"], rows, smoke)
 
 
 def paper_modules(paper: str) -> dict[str, ModuleType]:
@@ -89,14 +92,13 @@ def _draw(figures: ModuleType, folder: Path) -> None:
         warn(str(error))
 
 
-def _print(rows: Sequence[dict[str, str | float]], smoke: bool) -> None:
+def _print(claims: ModuleType, rows: Sequence[dict[str, str | float]], smoke: bool) -> None:
     def write(value: str | float) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    columns = ("claim", "check", "published", "low", "high", "ours", "verdict", "ours_code", "verdict_code")
-    titles = ("claim", "figure", "published", "from", "to", "ours (text)", "", "ours (code)", "")
-    print_table("Apt-Serve, reproduced", titles, [tuple(write(row[name]) for name in columns) for row in rows], left=2)
-    good = sum("reproduced" in (row["verdict"], row["verdict_code"]) for row in rows)
-    print_line(f"{good} of {len(rows)} figures lie within their limits in one reading of Apt-Serve at least.")
+    verdicts = [name for name in claims.COLUMNS if name.startswith("verdict")]
+    print_table(claims.TITLE, claims.TITLES, [tuple(write(row[name]) for name in claims.COLUMNS) for row in rows], left=2)
+    good = sum(any(row[name] == "reproduced" for name in verdicts) for row in rows)
+    print_line(f"{good} of {len(rows)} figures lie within their limits{claims.WITHIN}.")
     if smoke:
         print_line("This was a smoke run: its figures mean nothing.")

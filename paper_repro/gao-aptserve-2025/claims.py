@@ -11,6 +11,11 @@ from .experiment import APT
 from .measure import Row, Tables
 from .settings import Expected
 
+TITLE = "Apt-Serve, reproduced"
+COLUMNS = ("claim", "check", "published", "low", "high", "ours", "verdict", "ours_code", "verdict_code")
+TITLES = ("claim", "figure", "published", "from", "to", "ours (text)", "", "ours (code)", "")
+WITHIN = " in one reading of Apt-Serve at least"
+
 LLM = "opt-13b"
 WORKLOADS = ("sharegpt", "longbench", "humaneval")
 BASELINES = ("vllm", "sarathi", "fastgen")

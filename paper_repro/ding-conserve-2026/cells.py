@@ -84,7 +84,7 @@ def artifact_row(cell: Cell, policy: str, recorded: Recorded, wrong_share: float
     if policy in ("collocated", "full-disaggregation"):
         plan = cell.plan(policy, **WHOLE[policy][1])  # type: ignore[arg-type]
         log, arriving = replay(plan, workload, recorded.execution_s)
-        found = latencies(settings, log, arriving, alone(plan, workload), "paper")
+        found = latencies(settings, log, arriving, alone(settings, plan), "paper")
         energy = energy_row(workload, energy_together(plan, log))
         return {**key, **found, **energy, "span_s": log.makespan_s, "transfers": len(log.transfers.start_s), "passes": 1.0}
     plan = decoders_only(cell.plan("conserve", oracle=1))
@@ -92,7 +92,7 @@ def artifact_row(cell: Cell, policy: str, recorded: Recorded, wrong_share: float
     wrong = wrong_turns(settings, workload, share if policy == "ampd" else 0.0)
     paused = replay_with_pauses(settings, plan, workload, recorded, wrong)
     log, first_turn_s = paused.log, recorded.decoder_s - recorded.execution_s
-    found = latencies(settings, log, paused.workload, alone(plan, workload), "paper", first_turn_s + paused.queued_s)
+    found = latencies(settings, log, paused.workload, alone(settings, plan), "paper", first_turn_s + paused.queued_s)
     energy = energy_row(workload, energy_apart(plan, log, recorded, paused.block_s))
     return {
         **key, **found, **energy, "span_s": log.makespan_s, "transfers": len(log.transfers.start_s),
@@ -128,7 +128,7 @@ def whole_rows(cell: Cell, policy: str, wrong_share: float | None = None) -> lis
         "queue_p95_s": float(np.percentile(log.queue_s[first], 95)),
         "admission_p95_s": float(np.percentile(log.admission_s[first], 95)),
     }  # fmt: skip
-    standalone = alone(plan, workload)
+    standalone = alone(settings, plan)
     return [
         {**cell.key(policy, clock), **latencies(settings, log, workload, standalone, clock), **energy, **rest}
         for clock in ("paper", "true")

@@ -20,14 +20,15 @@ Array = np.ndarray
 
 
 @lru_cache(maxsize=4)
-def _conversations(trace: str | None, recipe: str, recipe_seed: int, conversations: int, turns: int) -> Workload:
+def read_conversations(trace: str | None, recipe: str, recipe_seed: int, conversations: int, turns: int) -> Workload:
+    """Return the first conversations of a trace or of a recipe, cut to their first turns; read once."""
     found = synthesise(catalog.recipe(recipe), conversations, recipe_seed) if trace is None else import_trace(Path(trace))
     return found.head(conversations, turns)
 
 
 def conversations(settings: Settings) -> Workload:
     """Return the conversations, arrivals left open."""
-    return _conversations(settings.trace, settings.recipe, settings.recipe_seed, settings.conversations, settings.turns)
+    return read_conversations(settings.trace, settings.recipe, settings.recipe_seed, settings.conversations, settings.turns)
 
 
 def arrivals(settings: Settings, rate_per_s: float, seed: int) -> Float64[Array, " C"]:

@@ -63,7 +63,8 @@ def fitted_power(settings: Settings) -> Power:
             cell = Cell(settings.replace(power=power), (300, int(cap)), settings.rates_per_s[-1], settings.seeds[0])
             kilojoules.append(float(artifact_row(cell, "conserve", cell.recorded())["energy_kj"]))
         wanted = context_tokens(conversations(settings)) / published / 1e3
-        found[cap] = (wanted - kilojoules[0]) / (kilojoules[1] - kilojoules[0])
+        # Few conversations of a smoke run may take more idle energy than was published for all: no factor is negative.
+        found[cap] = max(0.0, (wanted - kilojoules[0]) / (kilojoules[1] - kilojoules[0]))
     return Power(factor=found)
 
 

@@ -63,10 +63,9 @@ def with_law(law: StepLaw, settings: Settings, cap_w: float, factor: float) -> S
 
 @lru_cache(maxsize=64)
 def _packaged(
-    settings_json: str, policy: PlacementPolicyName, caps: tuple[int, int], parameters: tuple[tuple[str, float], ...]
+    name: str, slo_factor: float, policy: PlacementPolicyName, caps: tuple[int, int], parameters: tuple[tuple[str, float], ...]
 ) -> Plan:
-    settings = Settings.model_validate_json(settings_json)
-    scenario = catalog.scenario(settings.scenario)
+    scenario = catalog.scenario(name)
     first, rest = (
         [
             FleetEntry(gpu="a40", power_cap_w=caps[0], role="mixed"),
@@ -78,7 +77,7 @@ def _packaged(
             FleetEntry(gpu="a40", power_cap_w=caps[1], role="decode", count=3),
         ]
     )
-    target = LatencyTarget(percentile=95, standalone_factor=settings.slo_factor)
+    target = LatencyTarget(percentile=95, standalone_factor=slo_factor)
     assert scenario.workload is not None
     asked = scenario.replace(
         fleet=(first, rest), slo=scenario.slo.replace(ttfet=target, tbt=target, e2e=target),
@@ -107,7 +106,7 @@ def make_plan(
     parameters
         Of the policy.
     """
-    plan = _packaged(settings.model_dump_json(by_alias=True), policy, caps, tuple(sorted(parameters.items())))
+    plan = _packaged(settings.scenario, settings.slo_factor, policy, caps, tuple(sorted(parameters.items())))
     if packaged:
         return plan
     reference = plan.slo.standalone

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float64
 
 from optsched.domain.log import ExecutionLog
-from optsched.domain.plan import Plan
+from optsched.domain.plan import Plan, Standalone
 from optsched.domain.results import Clock, Latencies, StandaloneLatency
 from optsched.domain.standalone import standalone_latency
 from optsched.domain.workload import Workload
 
+from .conversations import read_conversations
 from .passes import Recorded
 from .settings import Settings
 
@@ -22,9 +24,17 @@ Tables = dict[str, list[Row]]
 Task = Callable[[Tables], None]
 
 
-def alone(plan: Plan, workload: Workload) -> StandaloneLatency:
+def alone(settings: Settings, plan: Plan) -> StandaloneLatency:
     """Return the latencies of the conversations with nothing else running and without pauses."""
-    reference = plan.slo.standalone
+    source = (settings.trace, settings.recipe, settings.recipe_seed, settings.conversations, settings.turns)
+    return _alone(plan.slo.standalone, *source)
+
+
+@lru_cache(maxsize=8)
+def _alone(
+    reference: Standalone, trace: str | None, recipe: str, recipe_seed: int, conversations: int, turns: int
+) -> StandaloneLatency:
+    workload = read_conversations(trace, recipe, recipe_seed, conversations, turns)
     return standalone_latency(workload, reference.coefficients, reference.max_batched_tokens)
 
 

@@ -47,9 +47,11 @@ def assert_tokens_are_those_of_the_bare_llm(workload: Workload, token_id: np.nda
         assert torch.equal(top.indices[clear, 0], torch.tensor([known[i] for i in outputs])[clear])
 
 
-def test_disaggregated_conversations_are_handed_over_once_and_yield_the_bare_llms_tokens() -> None:
+def test_255_disaggregated_conversations_are_handed_over_exactly_once_each_and_yield_the_bare_llms_tokens() -> None:
     turns = [[(40, 6), (5, 4), (9, 3)], [(30, 1), (7, 2)], [(12, 1)], [(70, 9)], [(20, 2), (0, 3)], [(33, 5)]]
-    workload = make_workload(turns, [0.0, 0.0, 0.01, 0.02, 0.02, 0.05], gap_s=0.02)
+    generator = np.random.default_rng(255)
+    turns += [[(int(generator.integers(4, 12)), int(generator.integers(2, 4))) for _ in range(2)] for _ in range(249)]
+    workload = make_workload(turns, [0.0, 0.0, 0.01, 0.02, 0.02, *[0.05] * 250], gap_s=0.02)
     plan = make_plan(["prefill", "decode", "decode"], host="local", engine=EngineSpec(max_batched_tokens=32, max_sequences=4))
     with Fleet(worker_setups(plan, workload, 3, "cpu")) as fleet:
         run = _Run(plan, workload, fleet, 3, "cpu")
@@ -59,10 +61,11 @@ def test_disaggregated_conversations_are_handed_over_once_and_yield_the_bare_llm
     assert log.dynamic_j is None
     assert_tokens_are_those_of_the_bare_llm(workload, run.observed.token_id, 3)
     first = workload.first_turn[:-1]
-    moved = [0, 1, 3, 4, 5]  # conversation 2 is over with its first token
+    moved = [0, 1, *range(3, 255)]  # conversation 2 is over with its first token
     assert sorted(log.transfers.conversation.tolist()) == moved
     assert np.all(log.prefill_replica[first] == 0)
     assert np.all(log.decode_replica[first][moved] > 0)
+    assert np.array_equal(log.transfers.target[np.argsort(log.transfers.conversation)], log.decode_replica[first][moved])
     assert set(log.steps.replica.tolist()) == {0, 1, 2}
     assert np.all(log.transfers.end_s > log.transfers.start_s)
     order = np.argsort(log.transfers.conversation)

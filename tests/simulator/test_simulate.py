@@ -87,6 +87,21 @@ def test_conserve_transfers_each_conversation_once_and_pins_it():
         assert set(later.tolist()) <= {int(log.decode_replica[turns.start])}
 
 
+def test_each_of_255_conversations_of_five_turns_is_transferred_exactly_once_under_conserve():
+    generator = np.random.default_rng(255)
+    turns = [[(int(generator.integers(20, 400)), int(generator.integers(2, 60))) for _ in range(5)] for _ in range(255)]
+    workload = make_workload(turns, np.cumsum(generator.exponential(0.2, 255)).tolist(), gap_s=0.1)
+    log = simulate(make_plan(["prefill", "decode", "decode", "decode"], kv_blocks=1000), workload)
+    moves, first = log.transfers, workload.first_turn[:-1]
+    order = np.argsort(moves.conversation)
+    assert moves.conversation[order].tolist() == list(range(255))
+    assert np.array_equal(moves.source[order], log.prefill_replica[first])
+    assert np.array_equal(moves.target[order], log.decode_replica[first])
+    assert np.all(moves.start_s[order] >= log.first_token_s[first])
+    assert np.array_equal(log.prefill_replica[workload.turn_in_conversation > 0], np.repeat(moves.target[order], 4))
+    assert set(log.decode_replica.tolist()) == {1, 2, 3}
+
+
 def test_collocated_transfers_nothing():
     assert len(simulate(make_plan(["mixed", "mixed"], policy="collocated"), SWE).transfers.start_s) == 0
 

@@ -1,8 +1,9 @@
 """Uneventful steps in one go: while nothing can happen but that every running request decodes, no policy is asked.
 
-Every policy schedules all running requests if nothing waits, all of them decode from KV cache, their growth fits the free
-blocks, and the limits of a step allow it; and a steady policy goes on to refuse those who wait (property tests hold the
-policies to both). Until the next event of the heap, the end of a turn, or the pool's last block, the steps are therefore known.
+Every policy but a pacing one schedules all running requests if nothing waits, all of them decode from KV cache, their growth
+fits the free blocks, and the limits of a step allow it; and a steady policy goes on to refuse those who wait (property tests
+hold the policies to both). Until the next event of the heap, the end of a turn, or the pool's last block, the steps are
+therefore known.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def _steps_to_go(state: State, engine: Engine, replica: int, growing: Int64[Arra
     requests, turns, counts = state.requests, state.turns, state.replicas.counts[replica]
     running = counts[0]
     if (
-        (counts[1] > 0 and not state.replicas.refused[replica])
+        not engine.eager
+        or (counts[1] > 0 and not state.replicas.refused[replica])
         or running == 0
         or running > min(engine.max_sequences, state.replicas.max_batched_tokens[replica])
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from optsched.batching.policies import FIRST_COME, STEADY, policy_parameters
+from optsched.batching.policies import FIRST_COME, PACING, STEADY, policy_parameters
 from optsched.batching.policies.dispatch import own_parameters
 from optsched.batching.state import Decision, Requests
 from optsched.batching.step_time import law_rows
@@ -106,6 +106,7 @@ def engine_of(plan: Plan, workload: Workload, direct: int | None, *, record_step
         record_tokens=record_tokens,
         direct=-1 if direct is None else direct,
         steady=plan.batching.policy in STEADY,
+        eager=plan.batching.policy not in PACING,
         concurrency=workload.concurrency or 0,
         prefixes=plan.engine.prefix_caching and workload.prefix_blocks is not None,
     )

@@ -169,6 +169,8 @@ class Engine(NamedTuple):
         The replica that takes every conversation at once; -1: placement is asked.
     steady
         Whether the batching policy refuses again whom it refused, while memory shrinks and nobody comes or goes.
+    eager
+        Whether the batching policy schedules every running request where all decode and all of it fits.
     concurrency
         Conversations in flight, where each arrival follows an end; 0: arrivals have times of their own.
     prefixes
@@ -186,6 +188,7 @@ class Engine(NamedTuple):
     record_tokens: bool
     direct: int
     steady: bool
+    eager: bool
     concurrency: int
     prefixes: bool
 

@@ -22,7 +22,7 @@ RECORDS = ("arrival_s", "start_s", "first_token_s", "end_s", "token_s")
 STEPS = ("start_s", "end_s", "prefill_tokens", "pairs", "sequences", "decode_sequences", "kv_tokens", "hidden_tokens")
 
 
-@pytest.mark.parametrize("batching", [*sorted(STEADY), "apt-serve"])
+@pytest.mark.parametrize("batching", [*sorted(STEADY), "apt-serve", "paced"])
 @settings(max_examples=20)
 @given(workload=workloads(), kv_blocks=st.integers(12, 60), record=st.booleans())
 def test_the_execution_is_the_same_with_an_unused_replica_beside_it(
@@ -31,13 +31,14 @@ def test_the_execution_is_the_same_with_an_unused_replica_beside_it(
     """A prefiller that nobody uses has placement asked about everything, and every step decided by the policy."""
     engine = EngineSpec(max_batched_tokens=64, max_sequences=6)
     kv_blocks = max(kv_blocks, -(-int(workload.peak_tokens.max()) // 16) + 2)
+    told = {"tbt_slo_s": 0.01} | ({"after_tokens": 3, "pace_s": 0.03, "above_share": 0.1} if batching == "paced" else {})
     alone = make_plan(
         ["mixed"], kv_blocks=kv_blocks, policy="collocated", parameters={"oracle": 0, "admission": 0}, batching=batching,
-        engine=engine, batching_parameters={"tbt_slo_s": 0.01},
+        engine=engine, batching_parameters=told,
     )  # fmt: skip
     beside = make_plan(
         ["mixed", "prefill"], kv_blocks=kv_blocks, policy="collocated", parameters={"oracle": 0, "admission": 0},
-        batching=batching, engine=engine, batching_parameters={"tbt_slo_s": 0.01},
+        batching=batching, engine=engine, batching_parameters=told,
     )  # fmt: skip
     quick, slow = simulate(alone, workload, record_steps=record), simulate(beside, workload, record_steps=record)
     for name in RECORDS:

@@ -15,6 +15,7 @@ POLICIES: dict[str, dict[str, float]] = {
     "density": {"count_violators": 0.0},
     "fastgen": {"forward_tokens": 768.0},
     "fcfs-demote": {},
+    "paced": {"after_tokens": 300.0, "pace_s": 0.06, "above_share": 0.25, "append_tokens": 256.0, "chunk_tokens": 2048.0},
     "random": {"seed": 0.0},
     "sarathi": {"chunk_tokens": 512.0},
     "sjf": {},
@@ -32,6 +33,9 @@ STEADY = frozenset({"fastgen", "random", "sarathi", "sjf", "vllm", "vllm-chunked
 
 FIRST_COME = frozenset({"sarathi", "vllm", "vllm-chunked"})
 """Those of them that admit nobody past one who has waited longer, so that it does not matter who comes behind."""
+
+PACING = frozenset({"paced"})
+"""Policies that may leave out running requests although all decode and all of it fits."""
 
 
 def check_policy(name: str) -> None:

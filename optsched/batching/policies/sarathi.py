@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 @lean
-def _keep_running(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
+def keep_running(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine: Engine, decision: Decision) -> int:
     """Preempt from the back until every decode and every prompt begun has its blocks; return the blocks left over.
 
     A prompt was promised all its blocks when it was admitted. Idle caches go before any running request, waiting caches
@@ -69,7 +69,7 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     int
         Number of scheduled requests.
     """
-    free = _keep_running(requests, queue, counts, engine, decision)
+    free = keep_running(requests, queue, counts, engine, decision)
     chunk = min(max(1, int(engine.parameters[0])), engine.max_batched_tokens)
     budget, scheduled, kept = engine.max_batched_tokens, 0, 0
     for decodes in (True, False):

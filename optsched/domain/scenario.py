@@ -11,7 +11,9 @@ from optsched.domain.workload import Arrivals
 
 Role = Literal["prefill", "decode", "mixed"]
 Objective = Literal["energy", "cost", "gpus", "ttfet", "slo_misses"]
-PlacementPolicyName = Literal["collocated", "conserve", "full-disaggregation", "optimised", "per-turn", "per-turn-emulated"]
+PlacementPolicyName = Literal[
+    "adaptive", "collocated", "conserve", "full-disaggregation", "optimised", "per-turn", "per-turn-emulated"
+]
 
 
 class WorkloadSpec(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from optsched.domain.plan import PlanLink, PlanReplica
@@ -35,7 +35,7 @@ class Dispatcher:
     max_batched_tokens
         Token budget of replicas that do not name their own.
     links, kv_bytes_per_token
-        The plan's links and the cache that they carry; only policies that place later turns ask for them.
+        The plan's links and the cache that they carry; only policies that ask for times, or place later turns, need them.
     """
 
     def __init__(
@@ -51,7 +51,13 @@ class Dispatcher:
         self._kv_bytes_per_token = kv_bytes_per_token
         index = {replica.id: position for position, replica in enumerate(replicas)}
         self._links = {(index[link.source], index[link.target]): link for link in links}
+        self._fastest: list[PlanLink | None] = [None] * len(replicas)
+        for link in links:
+            known = self._fastest[index[link.source]]
+            if known is None or link.bytes_per_s > known.bytes_per_s:
+                self._fastest[index[link.source]] = link
         self._replicas = tuple(replicas)
+        self._step_of = [(0, 0, 0.0)] * len(replicas)
         self._chunk = [replica.max_batched_tokens or max_batched_tokens for replica in replicas]
         self._kv_tokens = [replica.kv_blocks * block_tokens for replica in replicas]
         self._alive = [True] * len(replicas)
@@ -83,8 +89,8 @@ class Dispatcher:
                 f"Conversation {conversation.index} needs {needed:,} tokens of KV cache; the largest decoder holds {largest:,}. "
                 "Use a larger tier or more tensor parallelism, or shorten its context."
             )
-        self._view[conversation.index] = conversation
-        self._waiting_prefill.append(conversation)
+        self._view[conversation.index] = timed = self._with_times(conversation)
+        self._waiting_prefill.append(timed)
         return self._serve(now_s)
 
     def prefilled(self, now_s: float, conversation: int) -> list[Grant]:
@@ -120,7 +126,7 @@ class Dispatcher:
         else:
             self._free(conversation)
             now = self._view[conversation]
-            view = ConversationView(conversation, now.arrival_s, prompt, now.peak_tokens)
+            view = self._with_times(ConversationView(conversation, now.arrival_s, prompt, now.peak_tokens))
             self._view[conversation] = view
             if away.decode is not None:
                 self._reserve(view, away.decode)
@@ -167,8 +173,8 @@ class Dispatcher:
         for conversation in conversations:
             self._release(conversation.index)
         for conversation in reversed(conversations):
-            self._view[conversation.index] = conversation
-            self._waiting_prefill.appendleft(conversation)
+            self._view[conversation.index] = timed = self._with_times(conversation)
+            self._waiting_prefill.appendleft(timed)
         return self._serve(now_s)
 
     def decoder_of(self, conversation: int) -> int | None:
@@ -229,10 +235,29 @@ class Dispatcher:
 
     def _step_s(self, replica: int) -> float:
         """Return the duration of a step that decodes all conversations of a replica; 0 if nobody would ask."""
-        if not self._policy.per_turn:
+        if not self._policy.timed:
             return 0.0
-        number = max(1, self._conversations[replica])
-        return float(self._replicas[replica].coefficients.step_s(number, 0.0, self._reserved[replica], number))
+        number, reserved = max(1, self._conversations[replica]), self._reserved[replica]
+        if self._step_of[replica][:2] != (number, reserved):
+            step_s = float(self._replicas[replica].coefficients.step_s(number, 0.0, reserved, number))
+            self._step_of[replica] = (number, reserved, step_s)
+        return self._step_of[replica][2]
+
+    def _with_times(self, conversation: ConversationView) -> ConversationView:
+        """Add how long the first turn takes on each replica, and to leave it, if the policy asks."""
+        if not self._policy.timed:
+            return conversation
+        tokens, laws = conversation.first_turn_tokens, [replica.coefficients for replica in self._replicas]
+        known: dict[tuple[int, int], float] = {}
+        for law, chunk in zip(laws, self._chunk, strict=True):
+            if (id(law), chunk) not in known:
+                known[id(law), chunk] = law.prefill_s(tokens, 0, chunk)
+        size = tokens * self._kv_bytes_per_token
+        return replace(
+            conversation,
+            prefill_s=tuple(known[id(law), chunk] for law, chunk in zip(laws, self._chunk, strict=True)),
+            move_s=tuple(float("inf") if link is None else link.latency_s + size / link.bytes_per_s for link in self._fastest),
+        )
 
     def _serve(self, now_s: float) -> list[Grant]:
         grants: list[Grant] = []

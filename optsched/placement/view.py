@@ -31,7 +31,7 @@ class ReplicaView:
     conversations
         Conversations that decode on it and have not ended.
     step_s
-        Duration of a step that decodes all of them on the reserved cache; 0 if the policy places whole conversations.
+        Duration of a step that decodes all of them on the reserved cache; 0 unless the policy asks (`PlacementPolicy.timed`).
     """
 
     index: int
@@ -83,12 +83,17 @@ class ConversationView:
         Prompt tokens of its first turn.
     peak_tokens
         Foresight: tokens of its context at its very end. Policies that read it say so (`PlacementPolicy.foresight`).
+    prefill_s, move_s
+        Per replica of the plan: time that its first turn's prefill takes there, alone, and that the cache takes from there to
+        another decoder, on the fastest link (infinite without one). Empty unless the policy asks (`PlacementPolicy.timed`).
     """
 
     index: int
     arrival_s: float
     first_turn_tokens: int
     peak_tokens: int
+    prefill_s: tuple[float, ...] = ()
+    move_s: tuple[float, ...] = ()
 
 
 class Route(NamedTuple):
@@ -162,6 +167,11 @@ class PlacementPolicy(Protocol):
         """Whether later turns may leave the replica that holds their cache."""
         ...
 
+    @property
+    def timed(self) -> bool:
+        """Whether the policy asks how long steps, prefills and transfers take."""
+        ...
+
     def prefill(self, conversation: ConversationView, fleet: FleetView) -> Route | None:
         """Choose where the first turn is prefilled; None: wait."""
         ...
@@ -179,7 +189,7 @@ class PlacementPolicy(Protocol):
         ...
 
 
-class Pinned:
+class Whole:
     """A policy that places whole conversations: their later turns stay where their cache is."""
 
     __slots__ = ()
@@ -192,3 +202,14 @@ class Pinned:
     def later_turn(self, turn: TurnView, fleet: FleetView) -> Away | None:
         """Stay."""
         return None
+
+
+class Pinned(Whole):
+    """A policy of that kind that looks at tokens, not at times."""
+
+    __slots__ = ()
+
+    @property
+    def timed(self) -> bool:
+        """It asks for no times."""
+        return False

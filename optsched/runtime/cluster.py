@@ -103,7 +103,10 @@ class _Run:
         index = {replica.id: position for position, replica in enumerate(plan.replicas)}
         assignments = {a.conversation: (index[a.prefill], index[a.decode]) for a in plan.placement.assignments}
         policy = make_policy(plan.placement.policy, plan.placement.parameters, assignments)
-        self.dispatcher = Dispatcher(policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens)
+        self.dispatcher = Dispatcher(
+            policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens, plan.links,
+            plan.llms[0].shape.kv_bytes_per_token,
+        )  # fmt: skip
         self.observed = Observation(plan, workload)
         scheduled = workload.arrival_s[: workload.concurrency]
         self.due = [(float(time_s), _ARRIVAL, conversation) for conversation, time_s in enumerate(scheduled)]

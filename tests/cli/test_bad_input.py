@@ -169,7 +169,7 @@ CASES = [
     scenario("unknown batching policy", "Unknown batching policy 'fifo'", "[objective]", '[policy]\nbatching = "fifo"\n[objective]'),
     scenario("unknown batching parameter", "unknown parameter 'magic' of batching policy", "[objective]", "[policy]\nbatching_parameters = { magic = 1 }\n[objective]"),
     scenario("a million replicas", "1,000,002 are too many", "count = 3", "count = 2000000", extra=("count = 2", "count = 1000001")),
-    Case("a policy that does not exist yet", ["plan", "quickstart", "--policy", "adaptive"], "adaptive", 1),
+    Case("a policy that does not exist", ["plan", "quickstart", "--policy", "adaptative"], "adaptive", 1),
     Case("calibrate a capped tier", ["calibrate", "--tier", "local-cpu@50W"], "a power cap cannot be set here"),
     Case("calibrate into no folder", ["calibrate", "--out", "no/such/x.toml"], "no such folder"),
     # Plan files

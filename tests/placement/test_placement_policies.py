@@ -142,6 +142,14 @@ def test_policies_are_made_by_name_with_their_parameters() -> None:
     assert make_policy("collocated", {"oracle": 0}) == Collocated(oracle=False)
     assert make_policy("optimised", {}, {0: (1, 2)}) == Optimised({0: (1, 2)})
     assert {name: parameter_names(name) for name in POLICIES} == {
+        "adaptive": (
+            "extra_tokens",
+            "interference",
+            "expected_tokens",
+            "start_s",
+            "longest_step_s",
+            "most_backlog_s",
+        ),
         "collocated": ("oracle", "extra_tokens", "admission"),
         "conserve": ("extra_tokens", "oracle"),
         "full-disaggregation": ("extra_tokens", "oracle"),

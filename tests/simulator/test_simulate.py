@@ -25,6 +25,8 @@ FLEETS = [
     ("conserve", ["prefill", "mixed", "decode"]),
     ("collocated", ["mixed"]),
     ("collocated", ["mixed", "mixed", "mixed"]),
+    ("adaptive", ["mixed", "mixed", "mixed"]),
+    ("adaptive", ["prefill", "mixed", "decode"]),
 ]
 SWE = make_workload([[(300, 10), (8, 5), (20, 1), (4, 7)], [(500, 1), (8, 3)], [(100, 4)]], [0.0, 0.01, 0.02])
 
@@ -32,7 +34,7 @@ SWE = make_workload([[(300, 10), (8, 5), (20, 1), (4, 7)], [(500, 1), (8, 3)], [
 @given(
     workload=workloads(max_conversations=6, max_turns=4),
     fleet=st.sampled_from(FLEETS),
-    batching=st.sampled_from(["vllm-chunked", "apt-serve"]),
+    batching=st.sampled_from(["vllm-chunked", "apt-serve", "paced"]),
 )
 def test_every_run_conserves_requests_tokens_and_blocks(workload, fleet, batching):
     policy, roles = fleet

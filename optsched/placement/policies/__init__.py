@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import cast
 
 from optsched.errors import SpecError, UnknownNameError
+from optsched.placement.policies.adaptive import Adaptive
 from optsched.placement.policies.collocated import Collocated
 from optsched.placement.policies.conserve import ConServe
 from optsched.placement.policies.full_disaggregation import FullDisaggregation
@@ -17,6 +18,7 @@ from optsched.placement.view import PlacementPolicy
 Number = float | int | bool
 
 POLICIES: dict[str, type[PlacementPolicy]] = {
+    "adaptive": Adaptive,
     "collocated": Collocated,
     "conserve": ConServe,
     "full-disaggregation": FullDisaggregation,
@@ -27,7 +29,7 @@ POLICIES: dict[str, type[PlacementPolicy]] = {
 
 _DATA = "assignments"  # a plan's data, not one of its numbers
 
-ALL_MIXED = frozenset({"collocated"})
+ALL_MIXED = frozenset({"adaptive", "collocated"})
 """Policies that want every replica to prefill and decode."""
 
 PER_TURN = frozenset({"full-disaggregation", "per-turn", "per-turn-emulated"})

@@ -55,6 +55,11 @@ class PerTurn(ConServe):
         """Every turn is placed by itself."""
         return True
 
+    @property
+    def timed(self) -> bool:
+        """It asks how long steps take."""
+        return True
+
     def predicted_tokens(self, turn: TurnView) -> float:
         """Return the output tokens that are predicted of a turn."""
         if self.error == 0:

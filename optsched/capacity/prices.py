@@ -1,0 +1,70 @@
+"""What one more unit is worth: the duals of the relaxed fleet problem, solved with cvxpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cvxpy as cp
+import numpy as np
+from jaxtyping import Float64
+
+from optsched.capacity.problem import FleetProblem
+from optsched.errors import InfeasibleError, SolveError
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices of the relaxation, in which counts may be fractions.
+
+    Attributes
+    ----------
+    value
+        Its least cost: a lower bound on every fleet.
+    limits
+        Per resource, by how much one more unit would lower that cost; 0 where the limit does not bind.
+    demand
+        Per class, by how much one more request per second would raise it.
+    """
+
+    value: float
+    limits: Float64[Array, " K"]
+    demand: Float64[Array, " J"]
+
+
+def relaxation_prices(problem: FleetProblem) -> Prices:
+    """Return the prices of a fleet problem's relaxation; failures and whole classes are left out of it.
+
+    Raises
+    ------
+    InfeasibleError
+        If even fractions of replicas cannot serve everything.
+    SolveError
+        If the solver gives up.
+    """
+    served = np.argwhere(problem.rate_per_s > 0)
+    types, flows, classes = len(problem.types), len(served), len(problem.classes)
+    counts, routed = cp.Variable(types, nonneg=True), cp.Variable(flows, nonneg=True)
+    load, stages = np.zeros((types, flows)), np.zeros((2, classes, flows))
+    cost = np.zeros(flows)
+    for index, (a, j) in enumerate(served.tolist()):
+        load[a, index] = 1 / (problem.rate_per_s[a, j] * problem.utilisation[a])
+        stages[0, j, index] = problem.roles[a] != "decode"
+        stages[1, j, index] = problem.roles[a] != "prefill"
+        cost[index] = problem.request_cost[a, j]
+    within = counts @ problem.uses <= problem.limits
+    stage = [matrix @ routed == problem.demand_per_s for matrix in stages]
+    objective = problem.cost @ counts + cost @ routed
+    if problem.present is not None and problem.change_cost is not None:
+        objective = objective + problem.change_cost @ cp.abs(counts - problem.present)
+    program = cp.Problem(cp.Minimize(objective), [within, *stage, load @ routed <= counts])
+    program.solve(solver=cp.HIGHS)
+    if program.status in ("infeasible", "infeasible_or_unbounded"):
+        raise InfeasibleError("Even fractions of replicas cannot serve everything within the limits; no limit has a price.")
+    if program.status != "optimal":
+        raise SolveError(f"The prices' program ended as {program.status!r}.")
+    # cvxpy adds the multiplier of `left == right` to the objective as y (left - right).
+    return Prices(
+        float(program.value), np.asarray(within.dual_value, float), -sum(np.asarray(row.dual_value, float) for row in stage)
+    )

@@ -85,7 +85,7 @@ class FleetFormulation:
         return {(a, j): self.program.add_variable(f"{name}_{a}_{j}", lowBound=0, upBound=1) for a, j in flowing}
 
     def _direct_share(self, a: int) -> float:
-        """Return the share of its one class that each replica of a type serves; with whole replicas one is never worth more than 1."""
+        """Return the share of its one class that a replica serves; where counts are whole, it is never worth more than 1."""
         share = 1 / self.problem.load(a, self.served[a][0])
         return share if self.category == pulp.LpContinuous else min(1.0, share)
 

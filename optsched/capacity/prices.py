@@ -53,18 +53,20 @@ def relaxation_prices(problem: FleetProblem) -> Prices:
         stages[0, j, index] = problem.roles[a] != "decode"
         stages[1, j, index] = problem.roles[a] != "prefill"
         cost[index] = problem.request_cost[a, j]
-    within = counts @ problem.uses <= problem.limits
-    stage = [matrix @ routed == problem.demand_per_s for matrix in stages]
+    within = cp.Constant(problem.uses.T) @ counts <= problem.limits
+    stage = [cp.Zero(matrix @ routed - problem.demand_per_s) for matrix in stages]
+    rows = [load @ routed <= counts]
     objective = problem.cost @ counts + cost @ routed
     if problem.present is not None and problem.change_cost is not None:
-        objective = objective + problem.change_cost @ cp.abs(counts - problem.present)
-    program = cp.Problem(cp.Minimize(objective), [within, *stage, load @ routed <= counts])
-    program.solve(solver=cp.HIGHS)
+        changed = cp.Variable(types, nonneg=True)
+        objective = objective + problem.change_cost @ changed
+        rows += [counts - problem.present <= changed, problem.present - counts <= changed]
+    program = cp.Problem(cp.Minimize(objective), [within, *stage, *rows])
+    program.solve(solver=cp.HIGHS)  # type: ignore[no-untyped-call]
     if program.status in ("infeasible", "infeasible_or_unbounded"):
         raise InfeasibleError("Even fractions of replicas cannot serve everything within the limits; no limit has a price.")
     if program.status != "optimal":
         raise SolveError(f"The prices' program ended as {program.status!r}.")
-    # cvxpy adds the multiplier of `left == right` to the objective as y (left - right).
-    return Prices(
-        float(program.value), np.asarray(within.dual_value, float), -sum(np.asarray(row.dual_value, float) for row in stage)
-    )
+    # cvxpy adds the multiplier y of a row `left == right` to the objective as y (left - right).
+    demand = -np.sum([np.asarray(row.dual_value, float) for row in stage], axis=0)
+    return Prices(float(program.value), np.asarray(within.dual_value, float), demand)

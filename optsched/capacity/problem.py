@@ -74,8 +74,8 @@ class FleetProblem:
         if self.request_cost.size == 0:
             object.__setattr__(self, "request_cost", np.zeros((types, classes)))
         shapes = {
-            "demand_per_s": (classes,), "roles": (types,), "rate_per_s": (types, classes), "cost": (types,), "uses": (types, resources),
-            "limits": (resources,), "utilisation": (types,), "request_cost": (types, classes),
+            "demand_per_s": (classes,), "roles": (types,), "rate_per_s": (types, classes), "cost": (types,),
+            "uses": (types, resources), "limits": (resources,), "utilisation": (types,), "request_cost": (types, classes),
             "present": (types,), "change_cost": (types,), "lost": (types,),
         }  # fmt: skip
         for name, shape in shapes.items():
@@ -170,4 +170,4 @@ class FleetPlan:
         """Return the share of each type's full rate that is used; 0 where there are no replicas."""
         rate = problem.rate_per_s
         busy = np.divide(self.routed_per_s, rate, out=np.zeros_like(self.routed_per_s), where=rate > 0).sum(axis=1)
-        return np.divide(busy, self.counts, out=np.zeros_like(busy), where=self.counts > 0)
+        return np.asarray(np.divide(busy, self.counts, out=np.zeros_like(busy), where=self.counts > 0))

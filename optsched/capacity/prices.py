@@ -55,7 +55,7 @@ def relaxation_prices(problem: FleetProblem) -> Prices:
         cost[index] = problem.request_cost[a, j]
     within = cp.Constant(problem.uses.T) @ counts <= problem.limits
     stage = [cp.Zero(matrix @ routed - problem.demand_per_s) for matrix in stages]
-    rows = [load @ routed <= counts]
+    rows = [cp.Constant(load) @ routed <= counts]
     objective = problem.cost @ counts + cost @ routed
     if problem.present is not None and problem.change_cost is not None:
         changed = cp.Variable(types, nonneg=True)

@@ -16,6 +16,7 @@ _COMMANDS = (
     ("estimate", "Estimate time, energy and memory of one llm on one tier."),
     ("batch", "Solve one batch-composition problem with a proven bound."),
     ("plan", "Plan a scenario: who prefills, who decodes, which conversation goes where."),
+    ("capacity", "Find the cheapest fleet that keeps a scenario's targets, with prices and a bound."),
     ("simulate", "Execute a plan or a scenario on a virtual clock."),
     ("run", "Execute a plan on real torch workers and compare with the prediction."),
     ("calibrate", "Measure this machine and write its tier file."),

@@ -93,7 +93,7 @@ def plan_scenario(
     llm, described, workload = _inputs(scenario, base, trace, rate_per_s, seed)
     name = policy or scenario.policy.placement
     parameter_names(name)
-    drafts = _drafts(scenario, llm, described, name)
+    drafts = drafts_of(scenario, llm, described, name)
     drafts, bounds = _most_promising(drafts, workload, scenario.objective.minimise[0])
     best: _Candidate | None = None
     failure: OptschedError | None = None
@@ -168,7 +168,8 @@ def _refuse_what_is_not_planned(scenario: Scenario) -> None:
             raise SpecError(f"{reason}; remove the key", field=field)
 
 
-def _drafts(scenario: Scenario, llm: Llm, described: PlanWorkload, policy: PlacementPolicyName) -> list[Plan]:
+def drafts_of(scenario: Scenario, llm: Llm, described: PlanWorkload, policy: PlacementPolicyName) -> list[Plan]:
+    """Return a plan, without a placement or figures yet, for every fleet that a placement policy may run on."""
     reference = standalone_reference(llm, scenario)
     parameters = dict(scenario.policy.batching_parameters)
     for key, target in (("ttft_slo_s", scenario.slo.ttft), ("tbt_slo_s", scenario.slo.tbt)):

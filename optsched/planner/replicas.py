@@ -12,7 +12,9 @@ from optsched.domain.hardware import Tier
 from optsched.domain.llm import Llm
 from optsched.domain.plan import PlanLink, PlanReplica, Standalone
 from optsched.domain.scenario import FleetEntry, Role, Scenario
+from optsched.domain.step_law import StepLaw
 from optsched.errors import InfeasibleError, SpecError
+from optsched.files import canonical_sha256
 
 MAX_REPLICAS = 512
 
@@ -47,7 +49,6 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
     """
     gpu = catalog.gpu(entry.gpu)
     tier = Tier(gpu, entry.power_cap_w or gpu.datasheet.power_w)
-    link = catalog.link(gpu.datasheet.interconnect)
     return PlanReplica(
         id=identifier,
         llm=llm.name,
@@ -58,11 +59,23 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
         pp=entry.pp,
         kv_blocks=kv_token_budget(llm, tier, tp=entry.tp, pp=entry.pp, block_tokens=block_tokens) // block_tokens,
         max_batched_tokens=entry.max_batched_tokens,
-        coefficients=step_law(llm, tier, tp=entry.tp, pp=entry.pp, link=link),
+        coefficients=_law_of(llm, tier, entry.tp, entry.pp),
         origin=origin(gpu, llm, entry.tp, entry.pp),
         host="this machine" if gpu.shared_host else None,
         usd_per_hour=gpu.price.usd_per_hour * entry.tp * entry.pp,
     )
+
+
+_LAWS: dict[tuple[str, str, float, int, int], StepLaw] = {}
+
+
+def _law_of(llm: Llm, tier: Tier, tp: int, pp: int) -> StepLaw:
+    """Return a step law, which is condensed from the cost model once per llm and tier."""
+    key = (canonical_sha256(llm), canonical_sha256(tier.gpu), tier.power_cap_w, tp, pp)
+    if key not in _LAWS:
+        link = catalog.link(tier.gpu.datasheet.interconnect)
+        _LAWS[key] = step_law(llm, tier, tp=tp, pp=pp, link=link)
+    return _LAWS[key]
 
 
 def make_replicas(llm: Llm, fleet: Sequence[FleetEntry], block_tokens: int) -> tuple[PlanReplica, ...]:

@@ -1,0 +1,102 @@
+"""Capacity: the cheapest fleet whose simulation keeps the targets, seen as a user does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from optsched import catalog
+from optsched.capacity.solve import FleetInfeasibleError
+from optsched.cli import invoke
+from optsched.domain.scenario import Limits
+from optsched.errors import SpecError
+from optsched.planner.capacity import capacity
+
+CHAT = catalog.scenario("chat-l4")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return capacity(CHAT, rate_per_s=0.4)
+
+
+def test_every_target_is_kept_and_no_replica_can_be_spared(found) -> None:
+    metrics = found.planned.plan.predicted
+    assert metrics.slo_violations["ttft"] <= 0.05
+    assert metrics.slo_violations["tbt"] <= 0.05
+    assert sum(entry.count for entry in found.fleet) == 2
+    assert found.iterations[0].met
+    assert not any(each.met for each in found.iterations if each.utilisation is None)
+
+
+def test_the_bound_is_below_the_value_and_the_price_is_the_fleet_s(found) -> None:
+    proof = found.certificate
+    assert proof.bound <= proof.value == pytest.approx(found.cost_usd_per_hour)
+    assert found.prices.value <= proof.bound * (1 + 1e-6)
+    assert found.planned.plan.violations() == []
+
+
+def test_unseen_seeds_keep_the_targets(found) -> None:
+    from optsched.planner.plan import plan_scenario
+
+    fixed = CHAT.replace(fleet=found.fleet)
+    for seed in (101, 102, 103):
+        metrics = plan_scenario(fixed, rate_per_s=0.4, seed=seed).plan.predicted
+        assert max(metrics.slo_violations["ttft"], metrics.slo_violations["tbt"]) <= 0.05
+
+
+def test_less_traffic_needs_no_more_and_more_traffic_names_the_limit(found) -> None:
+    assert capacity(CHAT, rate_per_s=0.1).cost_usd_per_hour <= found.cost_usd_per_hour
+    with pytest.raises(FleetInfeasibleError, match=r"Raise supply\.l4 from 2 to \d+\.") as caught:
+        capacity(CHAT, rate_per_s=2.0)
+    (limit,) = caught.value.relax
+    assert (limit.limit, limit.now) == ("supply.l4", 2)
+    assert limit.needed > 4
+
+
+def test_a_fleet_that_survives_a_failure_has_one_more(found) -> None:
+    roomy = CHAT.replace(supply={"l4": CHAT.supply["l4"].replace(count=4)}, limits=Limits(survive="replica"))
+    safe = capacity(roomy, rate_per_s=0.4)
+    assert sum(entry.count for entry in safe.fleet) == 3
+
+
+def test_what_capacity_does_not_plan_is_refused() -> None:
+    closed = CHAT.workload.arrivals.replace(process="closed", rate_per_s=None, concurrency=4)
+    with pytest.raises(SpecError, match=r"process: 'closed': capacity plans for arrivals"):
+        capacity(CHAT.replace(workload=CHAT.workload.replace(arrivals=closed)))
+
+
+def test_the_command_prints_a_table_or_json_and_writes_a_plan_that_simulates(tmp_path: Path, capsys) -> None:
+    plan = tmp_path / "plan.json"
+    assert invoke(["capacity", "chat-l4", "--rate", "0.2", "--out", str(plan), "--explain"]) == 0
+    assert "Fleet: 1 x l4@72W mixed" in capsys.readouterr().out
+    assert invoke(["simulate", str(plan), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["slo_attainment"] > 0.9
+    assert invoke(["capacity", "chat-l4", "--rate", "0.2", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["fleet"] == [{"gpu": "l4", "power_cap_w": 72.0, "role": "mixed", "tp": 1, "pp": 1, "count": 1}]
+    assert {"cost_usd_per_hour", "power_w", "predicted", "certificate", "prices", "iterations"} <= set(answer)
+
+
+def test_infeasible_is_an_answer_too(capsys) -> None:
+    assert invoke(["capacity", "chat-l4", "--rate", "2", "--json"]) == 1
+    out, err = capsys.readouterr()
+    (relax,) = json.loads(out)["infeasible"]["relax"]
+    assert (relax["limit"], relax["from"]) == ("supply.l4", 2.0)
+    assert err.count("\n") == 1
+
+
+def test_a_sweep_has_a_line_for_each_rate(capsys) -> None:
+    assert invoke(["capacity", "chat-l4", "--sweep", "rate=0.2:2.2:1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["sweep"]
+    assert [row["rate_per_s"] for row in rows] == pytest.approx([0.2, 1.2, 2.2])
+    assert "fleet" in rows[0]
+    assert "infeasible" in rows[2]
+
+
+@pytest.mark.parametrize("text", ["rate=1:0:1", "rate=1:2", "price=1:2:1", "rate=1:2:0", "rate=1:1e9:1"])
+def test_a_sweep_that_makes_no_sense_is_refused(text: str, capsys) -> None:
+    assert invoke(["capacity", "chat-l4", "--sweep", text]) == 1
+    assert "give rate=FIRST:LAST:STEP" in capsys.readouterr().err

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pulp
 import pytest
+from capacity_problems import melange
 from factories import make_workload
 
 from optsched.batching.horizon import HorizonFormulation
 from optsched.batching.horizon_problem import HorizonProblem
 from optsched.batching.milp import BatchFormulation
 from optsched.batching.problem import BatchProblem
+from optsched.capacity.fleet import FleetFormulation
 from optsched.domain.plan import PlanLink, PlanReplica, PlanSlo, Standalone
 from optsched.domain.scenario import LatencyTarget, Role
 from optsched.domain.step_law import StepLaw
@@ -108,10 +111,29 @@ def test_every_constraint_of_the_placement_program_is_documented_and_the_other_w
     assert names == documented("Placement")
 
 
+def test_every_constraint_of_the_fleet_program_is_documented_and_the_other_way_round() -> None:
+    """Rows after a failure begin with ``after_N``."""
+    names: set[tuple[str, int]] = set()
+    for whole in (False, True):
+        problem = replace(
+            melange(whole), lost=np.ones(2, np.int64), present=np.ones(2, np.int64), change_cost=np.ones(2), resources=("gpus",),
+            uses=np.ones((2, 1)), limits=np.array([9.0]),
+        )  # fmt: skip
+        formulation = FleetFormulation(problem)
+        formulation.survive(0)
+        names |= built(formulation.program)
+    again = {(re.sub(r"^after_\d+_", "", name), indices) for name, indices in names}
+    assert again == {name for name in documented("Fleet") if not name[0].startswith("after")}
+    assert {name for name, _ in names if name.startswith("after_0_")} == {"after_0_prefilled", "after_0_decoded", "after_0_load"}
+
+
 @pytest.mark.parametrize(
     ("heading", "formulation"),
-    [("Batch composition", BatchFormulation), ("Horizon", HorizonFormulation), ("Placement", PlacementFormulation)],
-)
+    [
+        ("Batch composition", BatchFormulation), ("Horizon", HorizonFormulation), ("Placement", PlacementFormulation),
+        ("Fleet", FleetFormulation),
+    ],
+)  # fmt: skip
 def test_every_constraint_is_stated_by_a_method_that_exists(heading: str, formulation: type) -> None:
     methods = [row[2].strip("`") for row in rows(part(heading), "name in the solver | method")]
     assert methods

@@ -12,7 +12,7 @@ from optsched.cli.output import emit_json, metrics_rows, print_line, print_table
 
 if TYPE_CHECKING:
     from optsched.domain.scenario import FleetEntry
-    from optsched.planner.capacity import CapacityPlan
+    from optsched.planner.capacity_answer import CapacityPlan
 
 MOST_RATES = 1000
 

@@ -25,6 +25,7 @@ from optsched.planner.candidates import fleets
 from optsched.planner.certify import bound_of, certify, uncertified
 from optsched.planner.optimise import optimise, place
 from optsched.planner.replicas import make_links, make_replicas, standalone_reference
+from optsched.planner.tune import tuned
 from optsched.simulator.simulate import simulate
 from optsched.traces.loading import describe_workload, load_workload
 
@@ -83,7 +84,7 @@ def plan_scenario(
     clock
         Clock of the predicted figures.
     progress
-        Called with the fleets simulated so far and their number.
+        Called with the fleets (for policy ``adaptive`` the settings) simulated so far and their number.
 
     Raises
     ------
@@ -95,6 +96,10 @@ def plan_scenario(
     parameter_names(name)
     drafts = drafts_of(scenario, llm, described, name)
     drafts, bounds = _most_promising(drafts, workload, scenario.objective.minimise[0])
+    tried = min(len(drafts), MAX_SIMULATED)
+    if name == "adaptive":
+        drafts = tuned(drafts[:MAX_SIMULATED], workload, lambda draft, metrics: rank(scenario, draft, metrics), progress)
+        progress = None
     best: _Candidate | None = None
     failure: OptschedError | None = None
     solver = "policy"
@@ -124,7 +129,7 @@ def plan_scenario(
     objective = scenario.objective.minimise[0]
     plan = _finish(best, workload, objective, min(bounds), solver)
     simulated = simulated_value(objective, measure_plan(plan, best.log, workload), workload, best.log)
-    return Planned(plan, workload, best.log, simulated, min(len(drafts), MAX_SIMULATED))
+    return Planned(plan, workload, best.log, simulated, tried)
 
 
 @dataclass(frozen=True, slots=True)

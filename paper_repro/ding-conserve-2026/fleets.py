@@ -117,7 +117,8 @@ def make_plan(
         )
         for replica in plan.replicas
     ]
-    alone = reference.replace(coefficients=with_law(reference.coefficients, settings, reference.power_cap_w, 1.0))
+    law = with_law(reference.coefficients, settings, reference.power_cap_w, 1.0).replace(floor_s=settings.points.alone_s)
+    alone = reference.replace(coefficients=law)
     return plan.replace(replicas=tuple(replicas), slo=plan.slo.replace(standalone=alone))
 
 

@@ -71,6 +71,7 @@ def latencies(
         missed = mean_gap[np.isfinite(mean_gap)] if name == "tbt" else each
         row[f"{name}_misses"] = 100 * float((missed > settings.slo_factor).mean())
     row["ttfet_p99"], row["ttfet_max"] = float(np.percentile(values["ttfet"], 99)), float(values["ttfet"].max())
+    row["tbt_p97"] = float(np.percentile(values["tbt"], 97))
     row["slow_gaps"] = 100 * float((values["tbt"] > settings.slo_factor).mean())
     return row
 

@@ -23,6 +23,7 @@ class Points(Frozen):
     kv_tokens: tuple[int, int]
     sequence_s: float
     floor_s: float
+    alone_s: float
     capped_decode: float
 
 

@@ -124,7 +124,7 @@ def wrong_decisions(tables: Tables) -> Figure | None:
     _curve(axes[0], _rows(tables, "sweep", reading="artifact"), "wrong_share", "ttfet_p95", "ampd")
     _curve(axes[0], _rows(tables, "sweep", reading="paper"), "wrong_share", "ttfet_p95", "ampd-visits")
     _published(axes[0], ("T9",))
-    axes[0].set(xlabel="share of later turns sent away wrongly", ylabel="p95 TTFET / standalone")
+    axes[0].set(xlabel="share of later turns sent away wrongly", ylabel="p95 TTFET / standalone", yscale="log")
     axes[0].legend(frameon=False)
     return figure
 

@@ -1,4 +1,4 @@
-"""Where placing whole conversations gets hard: ``python tests/benchmarks/bench_placement_stress.py [CASE ...]`` prints the table.
+"""Where placing whole conversations gets hard: ``python tests/benchmarks/bench_adaptive_stress.py [CASE ...]`` prints the table.
 
 Conversations are synthetic, policies have their default parameters; "adaptive, tuned" has the setting of `optsched.planner.tune`
 that missed the fewest targets, and then had the least p95 TTFET, on other conversations of the same kind. ``adaptive`` runs with

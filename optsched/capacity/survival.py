@@ -18,22 +18,27 @@ def fatal_failures(problem: FleetProblem, plan: FleetPlan) -> list[int]:
 
 def can_serve(problem: FleetProblem, counts: np.ndarray) -> bool:
     """Tell whether so many replicas of each type can serve all classes, however they are routed."""
+    return largest_share(problem, counts) >= 1 - TOLERANCE
+
+
+def largest_share(problem: FleetProblem, counts: np.ndarray) -> float:
+    """Return the largest share, at most 1, of every class's demand that so many replicas can serve at once."""
     served = np.argwhere((problem.rate_per_s > 0) & (counts[:, None] > 0))
     if len(served) == 0:
-        return not problem.demand_per_s.any()
+        return 0.0 if problem.demand_per_s.any() else 1.0
     types, classes = len(problem.types), len(problem.classes)
     load, stages = np.zeros((types, len(served))), np.zeros((2 * classes, len(served)))
     for index, (a, j) in enumerate(served.tolist()):
         load[a, index] = 1 / (problem.rate_per_s[a, j] * problem.utilisation[a])
         stages[j, index] = -1.0 if problem.roles[a] != "decode" else 0.0
         stages[classes + j, index] = -1.0 if problem.roles[a] != "prefill" else 0.0
-    # The largest share t of all demand that can be served. Serving more than that of a stage is allowed: what is too much can be
+    # Serving more than that of a stage is allowed: what is too much can be
     # taken from the flows of the other types.
     demand = np.concatenate([problem.demand_per_s, problem.demand_per_s])
     rows = np.block([[load, np.zeros((types, 1))], [stages, demand[:, None]]])
     limits = np.concatenate([counts.astype(float), np.zeros(2 * classes)])
     answer = linprog(np.append(np.zeros(len(served)), -1.0), A_ub=rows, b_ub=limits, bounds=[(0, None)] * len(served) + [(0, 1)])
-    return bool(answer.status == 0 and -answer.fun >= 1 - TOLERANCE)
+    return float(-answer.fun) if answer.status == 0 else 0.0
 
 
 def _without(problem: FleetProblem, plan: FleetPlan, failed: int) -> np.ndarray:

@@ -99,6 +99,7 @@ def _as_json(found: CapacityPlan) -> dict[str, object]:
             "targets_1_percent_looser": found.slo_price,
         },
         "utilisation": found.utilisation,
+        "sustained": found.sustained,
         "iterations": [
             {
                 "utilisation": each.utilisation, "fleet": [_entry(entry) for entry in each.fleet], "cost": each.cost,
@@ -142,12 +143,17 @@ def _print(found: CapacityPlan, explain: bool) -> None:
         f"whatever the queues, gap {100 * proof.gap:.1f}%, {proof.status} ({proof.solver})"
     )
     share = problem.demand_per_s / max(float(problem.demand_per_s.sum()), 1e-300)
+    if found.sustained < 1:
+        warn(
+            f"The fleet could serve {100 * found.sustained:.0f}% of this traffic for ever; it keeps the targets since the "
+            "workload ends. Prices are those of that share, and no bound is proven."
+        )
     rows = [
-        (name, f"{price:.4g}", f"{found.one_more[name]:.4g}")
+        (name, f"{price:.4g}", f"{found.one_more[name]:.4g}" if name in found.one_more else "-")
         for name, price in zip(problem.resources, found.prices.limits.tolist(), strict=True)
     ]
     rows.append(("one conversation/s less", f"{float(share @ found.prices.demand):.4g}", "-"))
-    rows.append(("targets 1 % looser", f"{found.slo_price:.4g}", "-"))
+    rows.append(("targets 1 % looser", "-" if found.slo_price is None else f"{found.slo_price:.4g}", "-"))
     print_table(f"What one more unit saves, in {proof.objective}", ("limit", "fractions of replicas", "whole replicas"), rows)
     tried = [
         (

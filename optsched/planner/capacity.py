@@ -11,16 +11,18 @@ import numpy as np
 from optsched import catalog
 from optsched.capacity.prices import relaxation_prices
 from optsched.capacity.solve import FleetAnswer, FleetInfeasibleError, solve_fleet
+from optsched.capacity.survival import largest_share
 from optsched.domain.accounting import measure_plan
 from optsched.domain.plan import Certificate, PlanWorkload
 from optsched.domain.results import Metrics
-from optsched.domain.scenario import Limits, PlacementPolicyName, PolicySpec, Scenario
+from optsched.domain.scenario import Limits, PolicySpec, Scenario
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, SpecError
 from optsched.placement.policies import ALL_MIXED
 from optsched.placement.solved import relative_gap
+from optsched.planner.candidates import fleets
 from optsched.planner.capacity_answer import EVALUATOR, OBJECTIVES, CapacityPlan, Iteration
-from optsched.planner.capacity_problem import capacity_problem, objective_of, replicas_of, watts
+from optsched.planner.capacity_problem import capacity_problem, label, objective_of, replicas_of, watts
 from optsched.planner.plan import Planned, drafts_of, plan_scenario
 from optsched.simulator.simulate import simulate
 from optsched.traces.loading import describe_workload, load_workload
@@ -92,8 +94,12 @@ class _Search:
 
     def run(self) -> CapacityPlan:
         """Tighten until the targets hold, then leave out what is not needed."""
-        full = solve_fleet(self.problem.problem, gap=1e-4, time_limit_s=60.0)
-        counts = self._tighten()
+        full: FleetAnswer | None = None
+        try:
+            full = solve_fleet(self.problem.problem, gap=1e-4, time_limit_s=60.0)
+            counts = self._tighten()
+        except FleetInfeasibleError as error:
+            counts = self._of_the_whole_supply(self._explained(error))
         counts = self._without_waste(counts)
         fixed = self._simulate(counts)[0]
         assert fixed is not None
@@ -103,10 +109,7 @@ class _Search:
     def _tighten(self) -> np.ndarray:
         share = UTILISATION
         for _ in range(MOST_ITERATIONS):
-            try:
-                answer = self._solve(share)
-            except FleetInfeasibleError as error:
-                raise self._explained(error, share) from error
+            answer = self._solve(share)
             kept, worst = self._simulate(answer.plan.counts)
             self._note(share, answer.plan.counts, kept is not None, worst)
             if kept is not None:
@@ -116,7 +119,35 @@ class _Search:
             f"No fleet kept the targets in {MOST_ITERATIONS} attempts; loosen them, or plan a fleet of your own."
         )
 
-    def _explained(self, error: FleetInfeasibleError, share: float) -> FleetInfeasibleError:
+    def _of_the_whole_supply(self, error: FleetInfeasibleError) -> np.ndarray:
+        """Return the cheapest fleet of all GPUs that keeps the targets: a workload that ends may need less than an endless one.
+
+        Raises
+        ------
+        FleetInfeasibleError
+            The error given, if there is none.
+        """
+        if self.problem.problem.lost is not None:
+            raise error
+        place = {label(entry): index for index, entry in enumerate(self.problem.entries)}
+        found = []
+        for policy in ("collocated", "conserve"):
+            for fleet in fleets(self.scenario, self.llm, policy):
+                counts = np.zeros(len(place), np.int64)
+                named = [label(entry.replace(count=1)) for entry in fleet]
+                if all(name in place for name in named):
+                    for name, entry in zip(named, fleet, strict=True):
+                        counts[place[name]] += entry.count
+                    found.append(counts)
+        found.sort(key=lambda counts: float(self.problem.problem.cost @ counts))
+        for counts in found[:MOST_ITERATIONS]:
+            kept, worst = self._simulate(counts)
+            self._note(UTILISATION, counts, kept is not None, worst)
+            if kept is not None:
+                return counts
+        raise error
+
+    def _explained(self, error: FleetInfeasibleError) -> FleetInfeasibleError:
         """Return an error that tells a lack of capacity from targets that were missed in simulation."""
         if not self.iterations:
             return error
@@ -167,31 +198,30 @@ class _Search:
         return self.tried[key]
 
     def _simulate_anew(self, counts: np.ndarray) -> tuple[Scenario | None, tuple[str, float]]:
-        worst = ("nothing", -1.0)
         fixed = self.scenario.replace(fleet=replicas_of(self.problem, counts), limits=Limits(), current=None, periods=())
-        policies = _policies(fixed)
-        chosen = policies[0]
+        least = ("nothing", 2.0)
+        for policy in _policies(fixed):
+            chosen = fixed.replace(policy=policy)
+            worst = self._worst_of_all_seeds(chosen)
+            if worst[1] <= 0:
+                return chosen, worst
+            least = min(least, worst, key=lambda each: each[1])
+        return None, least
+
+    def _worst_of_all_seeds(self, fixed: Scenario) -> tuple[str, float]:
+        """Return the target that a fleet misses most, with the seeds up to the first with which it misses any."""
+        worst = ("nothing", -1.0)
         for number in range(SEEDS):
             described, workload = self._workload(number)
-            least = ("nothing", 2.0)
-            for policy in policies:
-                fixed = fixed.replace(policy=policy)
-                draft = drafts_of(fixed, self.llm, described, policy.placement)[0]
-                try:
-                    log = simulate(draft, workload, record_steps=False)
-                except InfeasibleError as error:
-                    least = min(least, (str(error), 1.0), key=lambda each: each[1])
-                    continue
-                found = _worst(self.scenario, measure_plan(draft, log, workload))
-                if found[1] < least[1]:
-                    least, chosen = found, policy
-                if least[1] <= 0:
-                    break
-            worst = max(worst, least, key=lambda each: each[1])
-            if least[1] > 0:
-                return None, worst
-            policies = [chosen]  # the one policy that the plan names has to hold with every seed
-        return fixed.replace(policy=chosen), worst
+            draft = drafts_of(fixed, self.llm, described, fixed.policy.placement)[0]
+            try:
+                metrics = measure_plan(draft, simulate(draft, workload, record_steps=False), workload)
+            except InfeasibleError as error:
+                return str(error), 1.0
+            worst = max(worst, _worst(self.scenario, metrics), key=lambda each: each[1])
+            if worst[1] > 0:
+                break
+        return worst
 
     def _workload(self, number: int) -> tuple[PlanWorkload, Workload]:
         """Return the scenario's conversations with its own seed plus a number."""
@@ -203,16 +233,18 @@ class _Search:
             self.workloads[number] = described, load_workload(described)
         return self.workloads[number]
 
-    def _answer(self, counts: np.ndarray, planned: Planned, full: FleetAnswer) -> CapacityPlan:
-        problem = self.problem.problem
+    def _answer(self, counts: np.ndarray, planned: Planned, full: FleetAnswer | None) -> CapacityPlan:
+        share = max(1e-9, largest_share(self.problem.problem, counts))
+        # What the fleet cannot sustain for ever is left out of use and prices; the bound is one only if all can be.
+        problem = replace(self.problem.problem, demand_per_s=self.problem.problem.demand_per_s * min(1.0, share * (1 - 1e-6)))
         same = replace(problem, limits=problem.uses.T @ counts, lost=None, present=None, change_cost=None)
         best = solve_fleet(same, gap=1e-4)
         used = best.plan if np.array_equal(best.plan.counts, counts) else replace(best.plan, counts=counts)
         value = problem.value(used)
-        bound = min(full.bound, value)
+        bound = 0.0 if full is None else min(full.bound, value)
         certificate = Certificate(
             evaluator=EVALUATOR, objective=OBJECTIVES[objective_of(self.scenario)], value=value, bound=bound,
-            gap=relative_gap(value, bound), status="FEASIBLE" if relative_gap(value, bound) else "OPTIMAL", solver=full.solver,
+            gap=relative_gap(value, bound), status="FEASIBLE" if relative_gap(value, bound) else "OPTIMAL", solver="highs",
         )  # fmt: skip
         shares = used.utilisation(problem)
         return CapacityPlan(
@@ -224,8 +256,9 @@ class _Search:
             power_w=watts(self.problem, counts),
             certificate=certificate,
             prices=relaxation_prices(problem),
-            one_more=self._one_more(full),
-            slo_price=self._slo_price(),
+            one_more={} if full is None else self._one_more(full),
+            slo_price=None if full is None else self._slo_price(),
+            sustained=min(1.0, share),
             utilisation={problem.types[a]: float(shares[a]) for a in np.flatnonzero(counts)},
             iterations=tuple(self.iterations),
             problem=self.problem,
@@ -254,15 +287,19 @@ class _Search:
 
 
 def _policies(scenario: Scenario) -> list[PolicySpec]:
-    """Return the policies to try on a fleet: the scenario's if it suits, and those that fit the fleet's roles."""
+    """Return the policies to try on a fleet: the scenario's placement if it suits the roles, or those that do; then pacing."""
     own, mixed = scenario.policy, {entry.role for entry in scenario.fleet} == {"mixed"}
-    if mixed and own.placement in ALL_MIXED:
-        return [own]
-    if not mixed and own.placement not in ALL_MIXED:
-        return [own]
-    names: list[tuple[PlacementPolicyName, dict[str, float]]]
-    names = [("collocated", {"oracle": 0, "admission": 0}), ("collocated", {"oracle": 0})] if mixed else [("conserve", {})]
-    return [own.replace(placement=name, placement_parameters=parameters) for name, parameters in names]
+    if mixed == (own.placement in ALL_MIXED):
+        tried = [own]
+    elif mixed:
+        balanced = own.replace(placement="collocated", placement_parameters={"oracle": 0, "admission": 0})
+        tried = [balanced, balanced.replace(placement_parameters={"oracle": 0})]
+    else:
+        tried = [own.replace(placement="conserve", placement_parameters={})]
+    if own.batching == "vllm-chunked":
+        last = "adaptive" if mixed else "conserve"
+        tried.append(own.replace(placement=last, placement_parameters={}, batching="paced", batching_parameters={}))
+    return tried
 
 
 def _worst(scenario: Scenario, metrics: Metrics) -> tuple[str, float]:

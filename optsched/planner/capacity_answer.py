@@ -53,8 +53,11 @@ class CapacityPlan:
         Price, and sum of the power caps.
     certificate
         Value and bound under the column model: the bound is what a fleet would cost that could be used fully.
-    prices, one_more
-        Of the relaxation; and per limit, what one more unit changes in whole fleets.
+    prices, one_more, slo_price
+        Of the relaxation; per limit, what one more unit saves in whole fleets; what targets looser by 1 % save in the relaxation.
+    sustained
+        Share of the traffic that the fleet could serve for ever. Below 1 the queues grow as long as the workload lasts; it keeps
+        the targets since it ends, prices are those of that share, and nothing is proven.
     utilisation
         Of each type that is used, by its label.
     iterations, dropped
@@ -68,7 +71,8 @@ class CapacityPlan:
     certificate: Certificate
     prices: Prices
     one_more: dict[str, float]
-    slo_price: float
+    slo_price: float | None
+    sustained: float
     utilisation: dict[str, float]
     iterations: tuple[Iteration, ...]
     problem: CapacityProblem

@@ -56,6 +56,16 @@ def test_less_traffic_needs_no_more_and_more_traffic_names_the_limit(found) -> N
     assert limit.needed > 4
 
 
+def test_a_workload_that_ends_may_be_served_by_less_than_one_that_does_not() -> None:
+    """Four A40 cannot serve 1.5 agents per second for ever, but 255 of them."""
+    found = capacity(catalog.scenario("swe-agent-a40"))
+    assert 0.5 < found.sustained < 1
+    assert found.certificate.status == "FEASIBLE"
+    assert found.certificate.bound == 0
+    metrics = found.planned.plan.predicted
+    assert max(metrics.slo_violations["ttfet"], metrics.slo_violations["tbt"]) <= 0.05
+
+
 def test_a_fleet_that_survives_a_failure_has_one_more(found) -> None:
     roomy = CHAT.replace(supply={"l4": CHAT.supply["l4"].replace(count=4)}, limits=Limits(survive="replica"))
     safe = capacity(roomy, rate_per_s=0.4)

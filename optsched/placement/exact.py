@@ -12,6 +12,8 @@ from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import objective_of
 from optsched.placement.greedy import greedy
 from optsched.placement.milp import SAFETY, PlacementFormulation, SolverName
+from optsched.placement.partition.columns import MOST_CONVERSATIONS, independent
+from optsched.placement.partition.milp import PartitionFormulation
 from optsched.placement.problem import PlacementPlan, PlacementProblem
 from optsched.placement.solved import Limit, Solved, is_proven
 from optsched.placement.symmetry import canonical_placements
@@ -56,6 +58,7 @@ def exact(
     max_iterations: int = 10_000,
     enumerate_below: int = 20_000,
     iterations_first: int = 10,
+    partitions: bool = True,
 ) -> Solved:
     """Solve a small placement problem to proven optimality.
 
@@ -75,6 +78,8 @@ def exact(
     enumerate_below, iterations_first
         After so many iterations without a proof, if there are fewer placements (but for the names of alike replicas)
         than this, evaluate all of them instead.
+    partitions
+        Where replicas are independent and conversations few, solve the partition program instead of all that.
 
     Raises
     ------
@@ -85,14 +90,38 @@ def exact(
     plan = greedy(problem, time_limit_s=time_limit_s / 4, seed=seed)
     bound = lower_bound(problem).value
     search = Search(problem, plan, objective_of(problem, plan), bound, start_s + time_limit_s)
-    _iterate(search, solver, min(iterations_first, max_iterations) if enumerate_below else max_iterations)
-    if search.limit == "iterations" and enumerate_below:
-        _finish(search, solver, max_iterations - iterations_first, enumerate_below)
+    if partitions and problem.workload.num_conversations <= MOST_CONVERSATIONS and independent(problem):
+        _partition(search, solver)
+    else:
+        _search(search, solver, max_iterations, enumerate_below, iterations_first)
     runtime_s = time.perf_counter() - start_s
     status: Status = "OPTIMAL" if search.proven else "FEASIBLE"
     limit: Limit = "none" if search.proven else search.limit
     bound = min(search.bound, search.value)
     return Solved(search.plan, status, search.value, bound, limit, f"exact-{solver}", runtime_s, seed)
+
+
+def _partition(search: Search, solver: SolverName) -> None:
+    """Solve the partition program, whose placements all have the evaluator's own values."""
+    if search.proven:
+        return
+    answer = PartitionFormulation(search.problem, better_than=search.value).solve(
+        solver, max(0.1, search.until_s - time.perf_counter())
+    )
+    if answer.plan is not None:
+        search.consider(answer.plan)
+    if answer.bound is None:
+        search.limit = "time"
+        return
+    search.bound = max(search.bound, min(answer.bound, search.value))
+    search.closed = answer.bound >= search.value - 2 * SAFETY * abs(search.value)
+
+
+def _search(search: Search, solver: SolverName, max_iterations: int, enumerate_below: int, iterations_first: int) -> None:
+    """Relax, evaluate and exclude; evaluate all placements where they are few."""
+    _iterate(search, solver, min(iterations_first, max_iterations) if enumerate_below else max_iterations)
+    if search.limit == "iterations" and enumerate_below:
+        _finish(search, solver, max_iterations - iterations_first, enumerate_below)
 
 
 def _finish(search: Search, solver: SolverName, iterations: int, enumerate_below: int) -> None:

@@ -297,7 +297,7 @@ class PlacementFormulation:
         SolverUnavailableError
             If that solver is not installed.
         """
-        self.program.solve(_solver(solver, time_limit_s))
+        self.program.solve(solver_of(solver, time_limit_s))
         if self.program.sol_status == pulp.LpSolutionOptimal:
             value = float(pulp.value(self.program.objective)) * self.scale
             return MilpAnswer(self.extract_plan(), self._safe(value))
@@ -312,7 +312,8 @@ class PlacementFormulation:
         return value - SAFETY * max(abs(value), self.scale)
 
 
-def _solver(name: SolverName, time_limit_s: float) -> pulp.LpSolver:
+def solver_of(name: SolverName, time_limit_s: float) -> pulp.LpSolver:
+    """Return a solver that proves optimality to gap 0, within the time."""
     if name == "highs":
         solver = pulp.HiGHS(msg=False, timeLimit=time_limit_s, gapRel=0.0, threads=1, mip_feasibility_tolerance=1e-9)
     else:

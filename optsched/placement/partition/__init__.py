@@ -1,0 +1,1 @@
+"""Exact placement where replicas do not depend on each other: which set of conversations goes to which one."""

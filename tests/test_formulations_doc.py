@@ -24,6 +24,7 @@ from optsched.domain.step_law import StepLaw
 from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import EVALUATOR
 from optsched.placement.milp import PlacementFormulation
+from optsched.placement.partition.milp import PartitionFormulation
 from optsched.placement.problem import GOALS, Goal, PlacementPlan, PlacementProblem
 
 DOC = (Path(__file__).parents[1] / "docs" / "formulations.md").read_text(encoding="utf-8")
@@ -127,11 +128,19 @@ def test_every_constraint_of_the_fleet_program_is_documented_and_the_other_way_r
     assert {name for name, _ in names if name.startswith("after_0_")} == {"after_0_prefilled", "after_0_decoded", "after_0_load"}
 
 
+def test_every_constraint_of_the_partition_program_is_documented_and_the_other_way_round() -> None:
+    problem = placement_problem("ttfet", 2.0, ["prefill", "decode", "decode"])
+    many = make_workload([[(60, 6), (8, 10)]] * 3, [0.0, 0.03, 0.06], gap_s=0.05)
+    names = built(PartitionFormulation(replace(problem, workload=many), limits=dict.fromkeys(GOALS, 1e9)).program)
+    assert names | {("count", 0)} == documented("Partition")  # with fewer than twenty conversations none may be late
+
+
 @pytest.mark.parametrize(
     ("heading", "formulation"),
     [
         ("Batch composition", BatchFormulation), ("Horizon", HorizonFormulation), ("Placement", PlacementFormulation),
         ("Fleet", FleetFormulation),
+        ("Partition", PartitionFormulation),
     ],
 )  # fmt: skip
 def test_every_constraint_is_stated_by_a_method_that_exists(heading: str, formulation: type) -> None:

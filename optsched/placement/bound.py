@@ -83,7 +83,7 @@ def lower_bound(problem: PlacementProblem) -> Bound:
     makespan = _makespan(problem, least)
     if problem.objective == "cost":
         return _best({name: value * problem.usd_per_hour / 3600 for name, value in makespan.items()})
-    work_j = float(least.energy_j.min(axis=0).sum()) + _lone_steps_j(problem)
+    work_j = float(least.energy_j.min(axis=0).sum()) + lone_steps_j(problem)
     return _best({f"work and idle over {name}": work_j + problem.idle_w * value for name, value in makespan.items()})
 
 
@@ -172,7 +172,7 @@ def _makespan(problem: PlacementProblem, least: Alone) -> dict[str, float]:
     return components
 
 
-def _lone_steps_j(problem: PlacementProblem) -> float:
+def lone_steps_j(problem: PlacementProblem) -> float:
     """Return the least fixed energy of steps without a prefill chunk: decodes need more steps than there are chunks."""
     laws, turns, pools = tables_of(problem)
     steps = turns.outputs - 1

@@ -6,7 +6,6 @@ import time
 from typing import Literal
 
 from optsched.errors import PlanError, ProblemError
-from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import objective_of, static_violations
 from optsched.placement.problem import PlacementPlan, PlacementProblem
 from optsched.placement.solved import Limit, Solved, certificate, is_proven
@@ -67,11 +66,12 @@ def solve(
 
         return exact(problem, time_limit_s=time_limit_s, solver=solver, seed=seed)
     from optsched.placement.greedy import greedy
+    from optsched.placement.windows import proven_bound  # scipy is slow to import
 
     start_s = time.perf_counter()
     plan = greedy(problem, time_limit_s=time_limit_s, seed=seed, work=work, start=start, moved_cost=moved_cost)
     value = objective_of(problem, plan)
-    bound = min(lower_bound(problem).value, value)
+    bound = min(proven_bound(problem, value), value)
     proven = is_proven(value, bound)
     runtime_s = time.perf_counter() - start_s
     hit: Limit = "time" if runtime_s >= time_limit_s and not proven else "none"

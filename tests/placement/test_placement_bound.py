@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from placement_cases import all_links, placements, problems, replica, workload
+from placement_cases import all_links, law, placements, problems, replica, workload
 
 from optsched.placement.bound import lower_bound
-from optsched.placement.evaluate import evaluate
+from optsched.placement.evaluate import evaluate, objective_of
+from optsched.placement.greedy import greedy
 from optsched.placement.jobs import least_finish_s, least_late
 from optsched.placement.problem import GOALS, PlacementPlan, PlacementProblem
+from optsched.placement.windows import windows_bound
 
 
 @settings(max_examples=100)
@@ -97,3 +99,32 @@ def test_a_target_that_nothing_can_meet_is_missed_by_all() -> None:
     replicas = (replica(0, "mixed"),)
     problem = PlacementProblem(workload([[(50, 5, 0.0)]] * 3, [0.0] * 3), replicas, (), 100.0, "slo_misses", slo=slo(factor=0.5))
     assert lower_bound(problem).value == 3.0
+
+
+@settings(max_examples=15)
+@given(problems(most=3))
+def test_no_linear_program_over_kinds_exceeds_the_value_of_any_placement(problem) -> None:
+    bounds = {goal: windows_bound(problem.with_objective(goal)) for goal in GOALS}
+    for plan in placements(problem):
+        found = evaluate(problem, plan)
+        for goal, bound in bounds.items():
+            assert bound.value == max(bound.components.values())
+            assert bound.value <= found.value(goal), (goal, bound.which)
+
+
+@settings(max_examples=8)
+@given(problems(most=14), st.randoms())
+def test_linear_programs_stay_below_crowded_placements_too(problem, random) -> None:
+    chosen = [random.choice(problem.options(c)) for c in range(problem.workload.num_conversations)]
+    found = evaluate(problem, PlacementPlan.of([p for p, _ in chosen], [d for _, d in chosen]))
+    for goal in GOALS:
+        value = found.value(goal)
+        assert windows_bound(problem.with_objective(goal), value).value <= value, goal
+
+
+def test_a_fleet_of_a_fast_and_slow_replicas_is_not_bounded_as_if_all_were_fast() -> None:
+    fleet = (replica(0, "mixed", kv_blocks=900), *(replica(i, "mixed", step_law=law(8.0), kv_blocks=900) for i in (1, 2, 3)))
+    problem = PlacementProblem(workload([[(200, 4, 0.0)]] * 16, [0.01 * c for c in range(16)]), fleet, (), 100.0, "ttfet")
+    value = objective_of(problem, greedy(problem, work=50_000))
+    elementary, bound = lower_bound(problem).value, windows_bound(problem, value).value
+    assert 1.3 * elementary < bound <= value

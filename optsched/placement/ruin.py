@@ -14,6 +14,8 @@ from optsched.placement.retime import Case, Reach, Timed, assign, copy_members, 
 from optsched.placement.score import MISSES, TTFET, Aim, score
 
 Array = np.ndarray
+TRIED = 3
+"""Pairs of which the most promising is tried, where there are too many to try all."""
 MOST = 8
 """Conversations that are taken out together at most."""
 
@@ -154,13 +156,37 @@ def _better(a: float, b: float, c: float, d: float) -> bool:
 
 
 @lean
+def _neighbour_s(bench: Bench, conversation: int, replica: int) -> float:
+    """Return the TTFET of whoever arrived nearest to a conversation on a replica: how crowded it is then."""
+    count, span = len(bench.known.prefill), 6 * len(bench.reach.touched)
+    for offset in range(1, span):
+        for other in (conversation - offset, conversation + offset):
+            if 0 <= other < count and bench.known.decode[other] == replica:
+                return float(bench.known.ttfet_s[other])
+    return 0.0
+
+
+@lean
+def _promising(choices: Choices, bench: Bench, conversation: int) -> int:
+    """Return of a few random pairs the one whose decoder is least crowded about the conversation's arrival."""
+    start, end = choices.start[conversation], choices.start[conversation + 1]
+    best, least_s = start, np.inf
+    for _ in range(TRIED):
+        option = start + _draw(bench, end - start)
+        crowd_s = _neighbour_s(bench, conversation, choices.decode[option])
+        if crowd_s < least_s:
+            best, least_s = option, crowd_s
+    return best
+
+
+@lean
 def put_back(case: Case, aim: Aim, choices: Choices, bench: Bench, conversation: int, most: int) -> int:
     """Place one conversation where the score is best; of many pairs a random choice is tried. Return the turns timed."""
     start, end = choices.start[conversation], choices.start[conversation + 1]
     work, chosen, value, mean = 0, start, np.inf, np.inf
     first = _draw(bench, end - start)
     for k in range(min(most, end - start)):
-        option = start + (first + k) % (end - start) if end - start <= most else start + _draw(bench, end - start)
+        option = start + (first + k) % (end - start) if end - start <= most else _promising(choices, bench, conversation)
         assign(bench.trial, bench.reach, conversation, choices.prefill[option], choices.decode[option])
         work += retime(case, bench.works, bench.trial, bench.reach)
         found, found_mean = score(aim, bench.trial, bench.buffer)

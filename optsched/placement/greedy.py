@@ -12,7 +12,7 @@ from optsched.placement.rule import by_rule
 
 WORK_PER_TURN = 5_000
 """How often each turn is timed again, by default; a second is about a million turns."""
-MOST_WORK = 28_000_000
+MOST_WORK = 25_000_000
 """Turns that are timed again in all at most, by default."""
 LIST_WORK = 4_000_000
 """Share of that for list scheduling: it tries fewer pairs per conversation where it would take longer."""

@@ -24,7 +24,9 @@ SLICE = 400_000
 SLACKS = (0.05, 0.03, 0.02, 0.01, 0.0)
 """Shares above the best that are accepted, from the first part of the search to the last."""
 PAIRS = 16
-"""Pairs that are tried for a conversation that is taken out; a random choice where there are more."""
+"""Pairs up to which all are tried for a conversation that is taken out."""
+FEW = 4
+"""Pairs that are tried where there are more, the most promising of some random ones."""
 
 
 def _range_for(conversation: int, count: int) -> Int64[Array, " C"]:
@@ -105,12 +107,13 @@ class Neighbourhood:
         until_s
             When to stop at the latest, on the clock of `time.perf_counter`.
         """
+        most = PAIRS if np.diff(self.choices.start).max() <= PAIRS else FEW
         for slack in SLACKS:
             left = work / len(SLACKS)
             while left > 0 and time.perf_counter() < until_s:
                 self._shuffle()
                 step = min(left, SLICE)
-                done = search(self.case, self.aim, self.choices, self.bench, int(step) + 1, slack, PAIRS)
+                done = search(self.case, self.aim, self.choices, self.bench, int(step) + 1, slack, most)
                 self.work += done
                 left -= done
             self.start_from(self.best)

@@ -176,7 +176,7 @@ def _promising(choices: Choices, bench: Bench, conversation: int) -> int:
         crowd_s = _neighbour_s(bench, conversation, choices.decode[option])
         if crowd_s < least_s:
             best, least_s = option, crowd_s
-    return best
+    return int(best)
 
 
 @lean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from placement_cases import placements, problems
 
 from optsched import files
-from optsched.errors import SpecError, UnknownNameError
+from optsched.errors import InfeasibleError, ProblemError, SpecError, UnknownNameError
 from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import evaluate, objective_of
 from optsched.placement.exact import exact
 from optsched.placement.generators import FleetPart, PlacementRecipes, generate, read_recipes
 from optsched.placement.partition.columns import column_table, independent
 from optsched.placement.partition.milp import PartitionFormulation
+from optsched.placement.partition.pareto import lexicographic, pareto
 from optsched.placement.problem import GOALS, PlacementPlan, PlacementProblem
 from optsched.placement.solve import solve
 
@@ -145,3 +147,39 @@ def test_a_fleet_of_an_unknown_tier_and_a_wrong_file_are_refused(tmp_path) -> No
 def test_goals_are_all_covered_by_the_small_instances() -> None:
     assert {recipe.objective for recipe in SMALL} == set(GOALS) - {"cost"}
     assert all(isinstance(generate(recipe, SHARED), PlacementProblem) for recipe in SMALL[:2])
+
+
+@settings(max_examples=10)
+@given(problems(most=3).filter(independent), st.permutations(["ttfet", "energy", "slo_misses"]))
+def test_one_objective_after_the_other_finds_what_sorting_all_placements_finds(problem, goals) -> None:
+    found = lexicographic(problem, goals)
+    best = [evaluate(problem, plan) for plan in placements(problem)]
+    for goal, value in zip(goals, found.values, strict=True):
+        least = min(one.value(goal) for one in best)
+        assert value <= least * (1 + 1e-4) + 1e-6
+        best = [one for one in best if one.value(goal) <= value * (1 + 1e-9) + 1e-12]
+    assert found.plan.violations(problem) == []
+
+
+def test_a_front_leads_from_one_best_to_the_other_and_no_point_is_better_by_both() -> None:
+    recipe = next(recipe for recipe in SMALL if recipe.name == "bursts-12-2-2-caps-energy")
+    problem = generate(recipe.replace(conversations=7), SHARED)
+    front = pareto(problem, "ttfet", "energy", points=4)
+    assert len(front) >= 2
+    fastest, least = solve(problem.with_objective("ttfet")), solve(problem)
+    assert front[0].values[0] == pytest.approx(fastest.value, rel=1e-5)
+    assert front[-1].values[1] == pytest.approx(least.value, rel=1e-5)
+    for before, after in itertools.pairwise(front):
+        assert before.values[0] < after.values[0]
+        assert before.values[1] > after.values[1]
+    assert all(point.plan.violations(problem) == [] for point in front)
+
+
+def test_fronts_are_refused_where_there_is_no_partition_program() -> None:
+    problem = generate(SMALL[0].replace(conversations=3, links=True), SHARED)
+    with pytest.raises(ProblemError, match="3 conversations on these replicas have no partition program: it needs at most 14"):
+        pareto(problem, "ttfet", "energy")
+    with pytest.raises(ProblemError, match="no objective was given; name at least one"):
+        lexicographic(generate(SMALL[0].replace(conversations=2), SHARED), ())
+    with pytest.raises(InfeasibleError, match=r"'ttfet' was not proven within 0.0001 s; raise time_limit_s"):
+        lexicographic(generate(SMALL[2].replace(conversations=10), SHARED), ("ttfet",), time_limit_s=1e-4)

@@ -19,23 +19,28 @@ PAPERS = {"aptserve": "gao-aptserve-2025", "conserve": "ding-conserve-2026"}
 _PACKAGE = "optsched_paper_repro"
 
 
-def repro(paper: str, /, *, smoke: bool = False, out: Path | None = None, json: bool = False) -> None:
+def repro(paper: str, /, *, smoke: bool = False, trace: Path | None = None, out: Path | None = None, json: bool = False) -> None:
     """Run a paper's experiments again and say which of its claims come out.
 
     Parameters
     ----------
     paper
         aptserve: Apt-Serve, arXiv 2504.07494; twenty minutes of one core. conserve: ConServe, arXiv 2606.01839; eight minutes;
-        reads conserve/trace_profile_summary.csv in the folder that OPTSCHED_DATA names, else takes a recipe of its lengths.
+        reads --trace, or conserve/trace_profile_summary.csv in the folder that OPTSCHED_DATA names, else takes a recipe.
     smoke
         The same code on a fraction of the work, in less than a minute; its figures mean nothing.
+    trace
+        The authors' trace (conserve: trace_profile_summary.csv of the artifact).
     out
         Write every table as CSV, a stamp, and the figures to this folder.
     json
         Print one JSON object.
     """
     parts = paper_modules(paper)
-    settings, expected = parts["settings"].settings(smoke), parts["settings"].expected()
+    if trace is not None and paper != "conserve":
+        raise SpecError(f"{paper} reads no trace; leave it out, or reproduce conserve", field="--trace")
+    chosen = {} if trace is None else {"trace": trace}
+    settings, expected = parts["settings"].settings(smoke, **chosen), parts["settings"].expected()
     for note in parts["settings"].notes(settings) if hasattr(parts["settings"], "notes") else ():
         warn(note)
     started, cpu = time.perf_counter(), time.process_time()

@@ -146,11 +146,11 @@ class Expected(Frozen):
     tables: tuple[Table, ...] = Field(default=(), alias="table")
 
 
-def settings(smoke: bool = False) -> Settings:
+def settings(smoke: bool = False, trace: Path | None = None) -> Settings:
     """Return the configuration; with `smoke`, the entries of its ``[smoke]`` replace those of the same names.
 
-    The trace is ``conserve/trace_profile_summary.csv`` in the folder that ``OPTSCHED_DATA`` names, if it is there; a smoke run
-    takes the recipe.
+    The trace is the one given, or ``conserve/trace_profile_summary.csv`` in the folder that ``OPTSCHED_DATA`` names, if it is
+    there; a smoke run takes the recipe unless a trace is given.
 
     Raises
     ------
@@ -163,8 +163,9 @@ def settings(smoke: bool = False) -> Settings:
     for name, value in changes.items() if smoke else ():
         data[name] = {**data[name], **value} if isinstance(value, dict) else value
     folder = os.environ.get("OPTSCHED_DATA")
-    if folder and not smoke:
+    if trace is None and folder and not smoke:
         trace = Path(folder) / TRACE
+    if trace is not None:
         if not trace.is_file():
             raise SpecError(
                 f"no such file; put the trace there, or unset OPTSCHED_DATA to use recipe {data['recipe']!r}", file=trace
@@ -177,7 +178,9 @@ def notes(settings: Settings) -> tuple[str, ...]:
     """Return what a reader of the figures must know about this run."""
     if settings.trace is not None:
         return ()
-    return (f"The authors' trace is not there (OPTSCHED_DATA): lengths are drawn from recipe {settings.recipe!r} instead.",)
+    return (
+        f"The authors' trace is not there (--trace, OPTSCHED_DATA): lengths are drawn from recipe {settings.recipe!r} instead.",
+    )
 
 
 def expected() -> Expected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +222,10 @@ def test_a_smoke_run_goes_through_every_section_and_draws_what_it_can(parts, tin
     assert {row["check"]: row["verdict"] for row in parts["claims"].judge(parts["settings"].expected(), read)} == {
         name: row["verdict"] for name, row in claims.items()
     }
+
+
+def test_a_trace_is_taken_from_the_command_line_and_refused_where_none_is_read(tmp_path: Path, capsys) -> None:
+    assert invoke(["repro", "conserve", "--smoke", "--trace", str(tmp_path / "absent.csv")]) == 1
+    assert "absent.csv: no such file; put the trace there" in capsys.readouterr().err
+    assert invoke(["repro", "aptserve", "--smoke", "--trace", str(tmp_path)]) == 1
+    assert "--trace: aptserve reads no trace" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def _table(problem: PlacementProblem) -> ColumnTable:
     if not independent(problem) or count > MOST_CONVERSATIONS:
         raise ProblemError(
             f"{count} conversations on these replicas have no partition program: it needs at most {MOST_CONVERSATIONS}, and "
-            "replicas that do not feed each other (mixed ones without links, or one prefiller for all); use solve for one objective"
+            "replicas that do not feed each other (mixed ones without links, or one prefiller for all); use solve"
         )
     return column_table(problem)
 

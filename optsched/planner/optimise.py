@@ -17,8 +17,8 @@ EXACT_TIME_LIMIT_S = 10.0
 """Time to prove the placements of all candidate fleets together."""
 TIME_LIMIT_S = 60.0
 """Time after which all candidate fleets together are taken as placed: a machine so slow may find other placements."""
-WORK = 8_000_000
-"""Turns that are timed again for all candidate fleets together, some eight seconds."""
+WORK = 16_000_000
+"""Turns that are timed again for all candidate fleets together, some sixteen seconds."""
 
 
 def optimise(draft: Plan, workload: Workload, objective: Objective, candidates: int) -> tuple[Plan, float, str]:

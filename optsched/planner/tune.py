@@ -5,7 +5,7 @@ The grid is in units of the TBT target T of the scenario (the standalone gap tim
 | what | values |
 |---|---|
 | whether decodes gather while the load is low (``start_s``) | the default, 0 |
-| steps beyond which a replica takes nobody in (``longest_step_s``) | no limit, `HOLD` T |
+| steps beyond which a replica takes nobody in (``longest_step_s``) | no limit, each of `HOLDS` T |
 | pace of long decodes (``pace_s``, batching policy ``paced`` only) | none, each of `PACES` T |
 | share of the pool above which they are paced (``above_share``) | each of `ABOVE` |
 
@@ -30,7 +30,7 @@ from optsched.errors import InfeasibleError
 from optsched.simulator.simulate import simulate
 from optsched.traces.loading import load_workload
 
-HOLD = 0.7
+HOLDS = (0.7, 0.55, 0.43)
 PACES = (0.45, 0.85)
 ABOVE = (0.25, 0.4)
 SEEDS = 2
@@ -82,7 +82,7 @@ def tuned(
 def settings(draft: Plan, workload: Workload) -> Iterator[Plan]:
     """Yield the draft under every setting of the grid, the plainest first; those of its parameters that are given stay."""
     target_s = tbt_target_s(draft, workload)
-    holds = [{}, {"longest_step_s": HOLD * target_s}] if target_s else [{}]
+    holds = [{}, *({"longest_step_s": share * target_s} for share in HOLDS if target_s)]
     paces: list[dict[str, float]] = [{}]
     if draft.batching.policy == "paced":
         kept = target_s or BATCHING["paced"]["pace_s"] / PACES[0]

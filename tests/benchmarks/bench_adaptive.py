@@ -185,10 +185,13 @@ CHOSEN: set[tuple[float, tuple[str, int]]] = set()
 
 def main() -> None:
     """Print both tables, and every figure of what is in them."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="offered rates of the first table")
+    parser.add_argument("--low-rates", type=float, nargs="*", default=LOW_RATES, help="of the second, three GPUs tried, too")
+    asked = parser.parse_args()
     print(f"{'trace' if trace() else 'recipe swe-agent'}, arrivals {UNSEEN}, tuned on {TUNING}", file=sys.stderr)
-    table(KJ, RATES)
-    table(KJ_ON, LOW_RATES)
+    table(KJ, asked.rates)
+    table(KJ_ON, asked.low_rates)
     print(f"\n| rate, who | {' | '.join(FIGURES)} |")
     print("|" + "---|" * (len(FIGURES) + 1))
     for rate, key in sorted(CHOSEN):

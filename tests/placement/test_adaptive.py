@@ -195,3 +195,19 @@ def test_under_load_the_roles_of_mixed_replicas_change_over_time() -> None:
     stayed = log.prefill_replica[first] == log.decode_replica[first]
     assert 0 < stayed.sum() < 30
     assert set(log.decode_replica[first][~stayed].tolist()) | set(log.decode_replica[first][stayed].tolist()) == {0, 1, 2}
+
+
+def test_of_unlike_gpus_the_faster_prefills_and_the_other_decodes_where_that_pays() -> None:
+    """0.1 against 1 s for the prompt, and four decodes on the fast one that would wait for it."""
+    conversation = ConversationView(0, 0.0, 1000, 1500, (0.1, 1.0), (0.05, 0.05))
+    fast, slow = view(0, conversations=4, step_s=0.02), view(1, conversations=1, step_s=0.012)
+    assert Adaptive().prefill(conversation, fleet(fast, slow)) == Route(0)
+    assert Adaptive().decode(conversation, fleet(fast, slow), 0) == 1
+
+
+def test_a_burst_is_spread_over_the_fleet_and_ends() -> None:
+    workload = make_workload([[(800, 20), (10, 20)]] * 24, [0.0] * 24)
+    log = simulate(make_plan(["mixed"] * 4, policy="adaptive", kv_blocks=600), workload)
+    prefills = np.bincount(log.prefill_replica[workload.first_turn[:-1]], minlength=4)
+    assert prefills.min() >= 4
+    assert log.violations(workload) == []

@@ -13,7 +13,7 @@ from optsched.cli.output import emit_json, print_line, print_table, progress, wa
 from optsched.errors import SpecError, UnknownNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 PAPERS = {"aptserve": "gao-aptserve-2025", "conserve": "ding-conserve-2026"}
 _PACKAGE = "optsched_paper_repro"
@@ -44,9 +44,9 @@ def repro(paper: str, /, *, smoke: bool = False, trace: Path | None = None, out:
     for note in parts["settings"].notes(settings) if hasattr(parts["settings"], "notes") else ():
         warn(note)
     started, cpu = time.perf_counter(), time.process_time()
-    save = parts["results"].save
+    save = parts["tables"].save
 
-    def keep(tables: object) -> None:
+    def keep(tables: Mapping[str, Sequence[Mapping[str, str | float]]]) -> None:
         if out is not None:
             save(tables, out)
 
@@ -54,8 +54,12 @@ def repro(paper: str, /, *, smoke: bool = False, trace: Path | None = None, out:
         tables = parts["experiment"].compute(settings, advance, keep)
     rows = parts["claims"].judge(expected, tables)
     if out is not None:
-        save({"claims": rows}, out)
-        parts["results"].stamp(out, settings, time.perf_counter() - started, time.process_time() - cpu, smoke)
+        keep({"claims": rows})
+        settings_module = parts["settings"]
+        parts["stamp"].stamp(
+            out, settings_module.HERE, settings_module.facts(settings), wall_s=time.perf_counter() - started,
+            cpu_s=time.process_time() - cpu, smoke=smoke,
+        )  # fmt: skip
         _draw(parts["figures"], out)
     if json:
         emit_json({"paper": paper, "smoke": smoke, "claims": rows})
@@ -64,7 +68,9 @@ def repro(paper: str, /, *, smoke: bool = False, trace: Path | None = None, out:
 
 
 def paper_modules(paper: str) -> dict[str, ModuleType]:
-    """Import a paper's modules from its folder, which lies beside ``models`` and ``instances``; return them by name.
+    """Import a paper's modules, and those that all papers share, from ``paper_repro``; return them by name.
+
+    The folder lies beside ``models`` and ``instances`` and is no importable package: folders are named after papers.
 
     Raises
     ------
@@ -77,15 +83,18 @@ def paper_modules(paper: str) -> dict[str, ModuleType]:
 
     if paper not in PAPERS:
         raise UnknownNameError("paper", paper, PAPERS)
-    folder = catalog.data_root() / "paper_repro" / PAPERS[paper]
+    root = catalog.data_root() / "paper_repro"
+    folder = root / PAPERS[paper]
     if not (folder / "experiment.py").is_file():
         raise SpecError("not there; run this in a checkout, or install a wheel that has paper_repro", file=folder)
-    name = f"{_PACKAGE}_{paper}"
-    if name not in sys.modules:
-        package = ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
-    return {path.stem: importlib.import_module(f"{name}.{path.stem}") for path in sorted(folder.glob("*.py"))}
+    found: dict[str, ModuleType] = {}
+    for name, path in ((_PACKAGE, root), (f"{_PACKAGE}.{paper}", folder)):
+        if name not in sys.modules:
+            package = ModuleType(name)
+            package.__path__ = [str(path)]
+            sys.modules[name] = package
+        found |= {file.stem: importlib.import_module(f"{name}.{file.stem}") for file in sorted(path.glob("*.py"))}
+    return found
 
 
 def _draw(figures: ModuleType, folder: Path) -> None:

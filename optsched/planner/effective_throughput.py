@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Literal
 
-import numpy as np
-from scipy.stats import t as student
-
+from optsched.domain.interval import mean_interval
 from optsched.errors import NoPlanError, ProblemError
 
 Reading = Literal["paper", "strict", "sustained"]
@@ -46,11 +44,7 @@ class EffectiveThroughput:
     @classmethod
     def of(cls, rates: Sequence[float]) -> EffectiveThroughput:
         """Summarise the rates found for several seeds."""
-        mean, count = float(np.mean(rates)), len(rates)
-        if count < 2:
-            return cls(mean, -inf, inf, tuple(rates))
-        half = float(student.ppf(0.975, count - 1) * np.std(rates, ddof=1) / sqrt(count))
-        return cls(mean, mean - half, mean + half, tuple(rates))
+        return cls(*mean_interval(rates), tuple(rates))
 
 
 class RateSearch:

@@ -11,9 +11,10 @@ from optsched.domain.scenario import PlacementPolicyName
 from optsched.domain.workload import Workload
 from optsched.simulator.simulate import simulate
 
+from ..tables import Row
 from .conversations import arrivals, conversations, wrong_turns
 from .fleets import decoders_only, make_plan
-from .measure import Row, alone, energy_apart, energy_row, energy_together, latencies
+from .measure import alone, energy_apart, energy_row, energy_together, latencies
 from .passes import Recorded, record, replay, replay_with_pauses
 from .settings import Settings
 

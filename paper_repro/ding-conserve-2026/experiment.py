@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..tables import Row, Tables, Task, run_sections
 from .cells import ARTIFACT, WHOLE, Caps, Cell, artifact_row, whole_rows
 from .conversations import conversations
 from .fleets import fitted_law, make_plan
-from .measure import Row, Tables, Task, context_tokens
+from .measure import context_tokens
 from .passes import own_pause_s
 from .settings import Power, Settings
 
@@ -152,24 +153,5 @@ SECTIONS = (workload, laws, artifact, whole, sweep, packaged)
 def compute(
     settings: Settings, advance: Callable[[float, float], None], keep: Callable[[Tables], None] = lambda tables: None
 ) -> Tables:
-    """Compute all tables.
-
-    Parameters
-    ----------
-    settings
-        What to simulate.
-    advance
-        Called with the tasks done and their number.
-    keep
-        Called with the tables so far after every section.
-    """
-    sections = [list(section(settings)) for section in SECTIONS]
-    total, done = sum(map(len, sections)), 0
-    tables: Tables = {}
-    for section in sections:
-        for task in section:
-            task(tables)
-            done += 1
-            advance(float(done), float(total))
-        keep(tables)
-    return tables
+    """Compute all tables; see `run_sections`."""
+    return run_sections(SECTIONS, settings, advance, keep)

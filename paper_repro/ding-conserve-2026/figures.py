@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optsched.errors import MissingExtraError
-
-from .measure import Row, Tables
-from .results import load
+from ..drawing import draw_all, new_figure
+from ..tables import Row, Tables
 from .settings import Table, expected
 
 if TYPE_CHECKING:
@@ -35,31 +33,7 @@ def draw(folder: Path) -> None:
     MissingExtraError
         If matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("drawing figures", "report") from error
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.hashsalt": "optsched", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
-    from matplotlib import pyplot
-
-    tables = load(folder)
-    drawers: dict[str, Callable[[Tables], Figure | None]] = {
-        "latency": latency, "energy": energy, "wrong-decisions": wrong_decisions, "clocks": clocks,
-    }  # fmt: skip
-    for name, drawer in drawers.items():
-        figure = drawer(tables)
-        if figure is not None:
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
-            pyplot.close(figure)
-
-
-def _new(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, list(axes.flat)
+    draw_all(folder, DRAWERS)
 
 
 def _curve(axes: Axes, rows: list[Row], x: str, y: str, policy: str, style: str = "-") -> None:
@@ -89,7 +63,7 @@ def latency(tables: Tables) -> Figure | None:
     """Draw p95 TTFET, last-turn TBT and E2E against the rate at 300/300 W; crosses are published."""
     if not tables.get("cells"):
         return None
-    figure, axes = _new(3, 10, 3)
+    figure, axes = new_figure(1, 3, 10, 3)
     panels = (("ttfet", ("T1", "T1-full")), ("tbt", ("T3",)), ("e2e", ("T4",)))
     for own, (metric, identifiers) in zip(axes, panels, strict=True):
         for policy in ("collocated", "full-disaggregation", "ampd", "conserve"):
@@ -105,7 +79,7 @@ def energy(tables: Tables) -> Figure | None:
     """Draw context tokens per joule against the rate; crosses are published, ConServe's at the sixth rate were fitted to."""
     if not tables.get("cells"):
         return None
-    figure, axes = _new(1, 4.5, 3)
+    figure, axes = new_figure(1, 1, 4.5, 3)
     for policy in ("collocated", "ampd", "conserve"):
         _curve(axes[0], _rows(tables, "cells", caps="300/300", policy=policy), "rate_per_s", "tpj_uncorrected", policy)
     capped = _rows(tables, "cells", caps="300/200", policy="conserve")
@@ -120,7 +94,7 @@ def wrong_decisions(tables: Tables) -> Figure | None:
     """Draw p95 TTFET at the sixth rate against the share of wrong decisions: pauses, and real visits."""
     if not tables.get("sweep"):
         return None
-    figure, axes = _new(1, 4.5, 3)
+    figure, axes = new_figure(1, 1, 4.5, 3)
     _curve(axes[0], _rows(tables, "sweep", reading="artifact"), "wrong_share", "ttfet_p95", "ampd")
     _curve(axes[0], _rows(tables, "sweep", reading="paper"), "wrong_share", "ttfet_p95", "ampd-visits")
     _published(axes[0], ("T9",))
@@ -133,7 +107,7 @@ def clocks(tables: Tables) -> Figure | None:
     """Draw p95 TTFET of whole runs against the rate: the paper's clock, and from arrival."""
     if not tables.get("whole"):
         return None
-    figure, axes = _new(2, 8, 3)
+    figure, axes = new_figure(1, 2, 8, 3)
     for own, clock in zip(axes, ("paper", "true"), strict=True):
         for policy in ("collocated", "conserve", "conserve-observable", "ampd-visits", "per-turn"):
             rows = _rows(tables, "whole", caps="300/300", policy=policy, reading=clock)
@@ -141,3 +115,8 @@ def clocks(tables: Tables) -> Figure | None:
         own.set(xlabel=RATE, ylabel="p95 TTFET / standalone", title=f"{clock} clock, whole runs", yscale="log")
     axes[0].legend(frameon=False)
     return figure
+
+
+DRAWERS: dict[str, Callable[[Tables], Figure | None]] = {
+    "latency": latency, "energy": energy, "wrong-decisions": wrong_decisions, "clocks": clocks,
+}  # fmt: skip

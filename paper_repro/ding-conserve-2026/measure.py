@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -14,14 +13,12 @@ from optsched.domain.results import Clock, Latencies, StandaloneLatency
 from optsched.domain.standalone import standalone_latency
 from optsched.domain.workload import Workload
 
+from ..tables import Row
 from .conversations import read_conversations
 from .passes import Recorded
 from .settings import Settings
 
 Array = np.ndarray
-Row = dict[str, str | float]
-Tables = dict[str, list[Row]]
-Task = Callable[[Tables], None]
 
 
 def alone(settings: Settings, plan: Plan) -> StandaloneLatency:
@@ -118,14 +115,3 @@ def energy_row(workload: Workload, joules: tuple[float, float]) -> Row:
     """Return context tokens per joule, with and without the prefiller's idle time, and the energy in kJ."""
     tokens = context_tokens(workload)
     return {"tpj": tokens / joules[0], "tpj_uncorrected": tokens / joules[1], "energy_kj": joules[0] / 1e3}
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of the mean over seeds (Student's t); an infinite one for a single seed."""
-    from scipy.stats import t
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("-inf"), float("inf")
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from optsched import files
 from optsched.domain.frozen import Frozen
 from optsched.errors import SpecError
+
+from ..checks import Claim, read_expected, read_settings
 
 HERE = Path(__file__).resolve().parent
 TRACE = Path("conserve") / "trace_profile_summary.csv"
@@ -91,25 +93,6 @@ class Settings(Frozen):
     trace: str | None = None
 
 
-class Check(Frozen):
-    """One figure: the published one where there is one, and the limits within which ours counts as reproduced."""
-
-    name: str
-    published: float | None = None
-    low: float
-    high: float
-
-
-class Claim(Frozen):
-    """One claim, in words, with its checks; `kind` says whether ours is a prediction, a fit, or a control of our own."""
-
-    id: str
-    says: str
-    source: str
-    kind: Literal["predicted", "fitted", "ours"] = "predicted"
-    checks: tuple[Check, ...]
-
-
 class Table(Frozen):
     """A published curve or table: a row of figures per condition, with one tolerance.
 
@@ -147,7 +130,7 @@ class Expected(Frozen):
 
 
 def settings(smoke: bool = False, trace: Path | None = None) -> Settings:
-    """Return the configuration; with `smoke`, the entries of its ``[smoke]`` replace those of the same names.
+    """Return the configuration, or its cut for a smoke run.
 
     The trace is the one given, or ``conserve/trace_profile_summary.csv`` in the folder that ``OPTSCHED_DATA`` names, if it is
     there; a smoke run takes the recipe unless a trace is given.
@@ -155,23 +138,24 @@ def settings(smoke: bool = False, trace: Path | None = None) -> Settings:
     Raises
     ------
     SpecError
-        If the file is wrong, or ``OPTSCHED_DATA`` names a folder without the trace.
+        If the file is wrong, or the trace is not there.
     """
-    path = HERE / "config.toml"
-    data = files.read_toml(path)
-    changes = data.pop("smoke", {})
-    for name, value in changes.items() if smoke else ():
-        data[name] = {**data[name], **value} if isinstance(value, dict) else value
     folder = os.environ.get("OPTSCHED_DATA")
     if trace is None and folder and not smoke:
         trace = Path(folder) / TRACE
-    if trace is not None:
-        if not trace.is_file():
-            raise SpecError(
-                f"no such file; put the trace there, or unset OPTSCHED_DATA to use recipe {data['recipe']!r}", file=trace
-            )
-        data["trace"] = str(trace)
-    return files.validate(Settings, data, path)
+    if trace is not None and not trace.is_file():
+        raise SpecError("no such file; put the trace there, or unset OPTSCHED_DATA to use the recipe", file=trace)
+    return read_settings(Settings, HERE / "config.toml", smoke, more={} if trace is None else {"trace": str(trace)})
+
+
+def facts(settings: Settings) -> dict[str, str | float | Sequence[int] | None]:
+    """Return what the figures depend on, for the stamp."""
+    return {
+        "source": settings.recipe if settings.trace is None else Path(settings.trace).name,
+        "source_sha256": None if settings.trace is None else files.sha256_of(Path(settings.trace)),
+        "seeds": list(settings.seeds),
+        "conversations": settings.conversations,
+    }
 
 
 def notes(settings: Settings) -> tuple[str, ...]:
@@ -191,5 +175,4 @@ def expected() -> Expected:
     SpecError
         If the file is wrong.
     """
-    path = HERE / "expected.toml"
-    return files.validate(Expected, files.read_toml(path), path)
+    return read_expected(Expected, HERE / "expected.toml")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ..tables import Tables, Task
 from .cells import make_cell
-from .measure import Tables, Task, attainment_of, rates_of, ratios
+from .measure import attainment_of, rates_of, ratios
 from .settings import BeyondCell, Settings
 
 

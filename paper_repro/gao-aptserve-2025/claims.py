@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
+from ..tables import Row, Tables
 from .experiment import APT
-from .measure import Row, Tables
 from .settings import Expected
 
 TITLE = "Apt-Serve, reproduced"
@@ -37,10 +37,7 @@ def judge(expected: Expected, tables: Tables) -> list[Row]:
             for suffix, found in (("", text), ("_code", code)):
                 value = found.get(check.name)
                 row[f"ours{suffix}"] = "" if value is None else value
-                if value is None:
-                    row[f"verdict{suffix}"] = "not run"
-                else:
-                    row[f"verdict{suffix}"] = "reproduced" if check.low <= value <= check.high else "not reproduced"
+                row[f"verdict{suffix}"] = check.verdict(value)
             rows.append(row)
     return rows
 

@@ -12,9 +12,10 @@ from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import Counts, Decision, Engine, Requests
 from optsched.domain.gaps import Gaps
 
+from ..tables import Row, Tables, Task, run_sections
 from .beyond import beyond
 from .cells import arriving, cell, make_cell
-from .measure import READINGS, Row, Tables, Task, attainment_of, rates_of, ratios
+from .measure import attainment_of, rates_of, ratios
 from .settings import Settings
 
 APT = ("apt-serve", "apt-serve-code")
@@ -214,27 +215,5 @@ SECTIONS = (fit, scheduler, points, tail, matrix, curves, length_sweep, slo_swee
 def compute(
     settings: Settings, advance: Callable[[float, float], None], keep: Callable[[Tables], None] = lambda tables: None
 ) -> Tables:
-    """Compute all tables.
-
-    Parameters
-    ----------
-    settings
-        What to simulate.
-    advance
-        Called with the tasks done and their number.
-    keep
-        Called with the tables so far after every section.
-    """
-    sections = [list(section(settings)) for section in SECTIONS]
-    tables: Tables = {}
-    done, total = 0, sum(map(len, sections))
-    for tasks in sections:
-        for task in tasks:
-            task(tables)
-            done += 1
-            advance(done, total)
-        keep(tables)
-    return tables
-
-
-__all__ = ["APT", "READINGS", "compute", "fitted_overhead_s"]
+    """Compute all tables; see `run_sections`."""
+    return run_sections(SECTIONS, settings, advance, keep)

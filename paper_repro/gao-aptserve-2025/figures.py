@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optsched.errors import MissingExtraError
-
-from .measure import Row, Tables
-from .results import load
+from ..drawing import draw_all, new_figure
+from ..tables import Row, Tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,32 +29,7 @@ def draw(folder: Path) -> None:
     MissingExtraError
         If matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("drawing figures", "report") from error
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.hashsalt": "optsched", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
-    from matplotlib import pyplot
-
-    tables = load(folder)
-    drawers: dict[str, Callable[[Tables], Figure | None]] = {
-        "figure-1": figure_1, "figure-2": figure_2, "figure-8": figure_8, "figure-9": figure_9, "figure-10": figure_10,
-        "table-4": table_4, "table-5": table_5, "table-6": table_6,
-    }  # fmt: skip
-    for name, drawer in drawers.items():
-        figure = drawer(tables)
-        if figure is not None:
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
-            pyplot.close(figure)
-
-
-def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, list(axes.flat)
+    draw_all(folder, DRAWERS)
 
 
 def _rows(tables: Tables, **wanted: str | float) -> list[Row]:
@@ -79,7 +52,7 @@ def figure_1(tables: Tables) -> Figure | None:
     rows = _rows(tables, section="curves", llm=LLM, workload="sharegpt", variant="vllm")
     if not rows:
         return None
-    figure, (axes,) = _new(1, 1, 3.6, 2.4)
+    figure, (axes,) = new_figure(1, 1, 3.6, 2.4)
     for column, label, style in (("paper", "both", "-"), ("ttft", "TTFT", "--"), ("tbt", "P99 TBT", ":")):
         _line(axes, rows, "rate_per_s", column, label, SHOWN["vllm"][1], style)
     _share_axis(axes, "requests per second", "Figure 1: which target vLLM misses")
@@ -92,7 +65,7 @@ def figure_2(tables: Tables) -> Figure | None:
     rows = _rows(tables, section="points", workload="sharegpt", variant="vllm")
     if not rows:
         return None
-    figure, (axes,) = _new(1, 1, 3.6, 2.4)
+    figure, (axes,) = new_figure(1, 1, 3.6, 2.4)
     _line(axes, rows, "rate_per_s", "paper", "attainment", SHOWN["vllm"][1])
     _line(axes, rows, "rate_per_s", "limited", "time at the memory limit", SHOWN["sarathi"][1])
     axes.plot([2.6, 3.0], [0.9, 0.7], "x", color=SHOWN["vllm"][1], label="attainment, published")
@@ -108,7 +81,7 @@ def figure_8(tables: Tables) -> Figure | None:
     llms, workloads = ([str(x) for x in dict.fromkeys(row[key] for row in curves)] for key in ("llm", "workload"))
     if not curves:
         return None
-    figure, all_axes = _new(len(llms), len(workloads), 2.6 * len(workloads), 2.0 * len(llms))
+    figure, all_axes = new_figure(len(llms), len(workloads), 2.6 * len(workloads), 2.0 * len(llms))
     for axes, (llm, workload) in zip(all_axes, ((a, b) for a in llms for b in workloads), strict=True):
         for variant, (label, colour) in SHOWN.items():
             _line(
@@ -129,7 +102,7 @@ def figure_9(tables: Tables) -> Figure | None:
     cases = list(dict.fromkeys((str(row["workload"]), float(row["rate_per_s"])) for row in bursts))
     if not cases:
         return None
-    figure, all_axes = _new(1, len(cases), 2.4 * len(cases), 2.4)
+    figure, all_axes = new_figure(1, len(cases), 2.4 * len(cases), 2.4)
     for axes, (workload, rate) in zip(all_axes, cases, strict=True):
         for variant, (label, colour) in SHOWN.items():
             rows = [r for r in bursts if (r["workload"], r["rate_per_s"], r["variant"]) == (workload, rate, variant)]
@@ -145,7 +118,7 @@ def figure_10(tables: Tables) -> Figure | None:
     tail = tables.get("tail", [])
     if not tail:
         return None
-    figure, all_axes = _new(1, 2, 6.4, 2.6)
+    figure, all_axes = new_figure(1, 2, 6.4, 2.6)
     for axes, column, title in zip(all_axes, ("ttft_s", "longest_gap_s"), ("TTFT", "longest gap"), strict=True):
         for variant, (label, colour) in SHOWN.items():
             rows = [row for row in tail if row["variant"] == variant and float(row["quantile"]) < 1]
@@ -163,7 +136,7 @@ def figure_10(tables: Tables) -> Figure | None:
 def _table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Figure | None:
     if not body:
         return None
-    figure, (axes,) = _new(1, 1, 6.4, 0.5 + 0.22 * (len(body) + 1))
+    figure, (axes,) = new_figure(1, 1, 6.4, 0.5 + 0.22 * (len(body) + 1))
     axes.axis("off")
     axes.set_title(title)
     axes.table(cellText=[list(row) for row in body], colLabels=list(header), loc="center", cellLoc="right").scale(1, 1.1)
@@ -202,3 +175,9 @@ def table_6(tables: Tables) -> Figure | None:
     rows = tables.get("scheduler", [])
     body = [(f"{float(row['candidates']):g}", f"{float(row['median_ms']):.3g}", f"{float(row['least_ms']):.3g}") for row in rows]
     return _table("Table 6: time of one decision", ("candidates", "median, ms", "least, ms"), body)
+
+
+DRAWERS: dict[str, Callable[[Tables], Figure | None]] = {
+    "figure-1": figure_1, "figure-2": figure_2, "figure-8": figure_8, "figure-9": figure_9, "figure-10": figure_10,
+    "table-4": table_4, "table-5": table_5, "table-6": table_6,
+}  # fmt: skip

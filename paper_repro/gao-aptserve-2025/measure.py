@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,11 +10,9 @@ from optsched.domain.gaps import Gaps
 from optsched.errors import NoPlanError
 from optsched.planner.effective_throughput import EffectiveThroughput, Reading, effective_throughput
 
+from ..tables import Row
 from .cells import Cell, arriving, limited_share
 
-Row = dict[str, str | float]
-Tables = dict[str, list[Row]]
-Task = Callable[[Tables], None]
 READINGS: tuple[Reading, ...] = ("paper", "strict", "sustained")
 
 

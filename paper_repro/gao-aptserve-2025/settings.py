@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from optsched import files
 from optsched.domain.frozen import Frozen
+
+from ..checks import Claim, read_expected, read_settings
 
 HERE = Path(__file__).resolve().parent
 
@@ -158,24 +160,6 @@ class Settings(Frozen):
     frozen: Fitted | None = None
 
 
-class Check(Frozen):
-    """One figure: the published one where there is one, and the limits within which ours counts as reproduced."""
-
-    name: str
-    published: float | None = None
-    low: float
-    high: float
-
-
-class Claim(Frozen):
-    """One claim of the paper, in words, with its checks."""
-
-    id: str
-    says: str
-    source: str
-    checks: tuple[Check, ...]
-
-
 class Expected(Frozen):
     """The whole of ``expected.toml``."""
 
@@ -183,20 +167,19 @@ class Expected(Frozen):
 
 
 def settings(smoke: bool = False) -> Settings:
-    """Return the configuration; with `smoke`, the entries of its ``[smoke]`` replace those of the same names.
+    """Return the configuration, or its cut for a smoke run.
 
     Raises
     ------
     SpecError
         If the file is wrong.
     """
-    path = HERE / "config.toml"
-    data = files.read_toml(path)
-    changes = data.pop("smoke", {})
-    for name, value in changes.items() if smoke else ():
-        merge = isinstance(value, dict) and name != "tensor_parallel"
-        data[name] = {**data[name], **value} if merge else value
-    return files.validate(Settings, data, path)
+    return read_settings(Settings, HERE / "config.toml", smoke, whole=("tensor_parallel",))
+
+
+def facts(settings: Settings) -> dict[str, float | Sequence[int]]:
+    """Return what the figures depend on, for the stamp."""
+    return {"seeds": list(settings.seeds), "requests": settings.requests}
 
 
 def expected() -> Expected:
@@ -207,5 +190,4 @@ def expected() -> Expected:
     SpecError
         If the file is wrong.
     """
-    path = HERE / "expected.toml"
-    return files.validate(Expected, files.read_toml(path), path)
+    return read_expected(Expected, HERE / "expected.toml")

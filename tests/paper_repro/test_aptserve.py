@@ -55,7 +55,7 @@ def test_every_check_is_computed_and_has_limits_around_what_is_published(parts):
     results = parts["settings"].HERE / "results"
     if not (results / "attainment.csv").is_file():
         pytest.skip("no results are committed")
-    judged = parts["claims"].judge(parts["settings"].expected(), parts["results"].load(results))
+    judged = parts["claims"].judge(parts["settings"].expected(), parts["tables"].load(results))
     assert [row["check"] for row in judged if "not run" in (row["verdict"], row["verdict_code"])] == []
 
 
@@ -123,8 +123,8 @@ def test_the_tables_repeat_and_survive_a_file(parts, tiny, tmp_path):
 
     first = tables()
     assert first == tables()
-    parts["results"].save(first, tmp_path)
-    read = parts["results"].load(tmp_path)
+    parts["tables"].save(first, tmp_path)
+    read = parts["tables"].load(tmp_path)
     for name, rows in first.items():
         for mine, theirs in zip(rows, read[name], strict=True):
             for key, value in mine.items():
@@ -159,7 +159,7 @@ def test_figures_are_drawn_from_the_tables_alone(parts, tmp_path):
         }
         for rate in (1.0, 2.0)
     ]  # fmt: skip
-    parts["results"].save({"attainment": rows, "scheduler": [{"candidates": 50, "median_ms": 0.1, "least_ms": 0.1}]}, tmp_path)
+    parts["tables"].save({"attainment": rows, "scheduler": [{"candidates": 50, "median_ms": 0.1, "least_ms": 0.1}]}, tmp_path)
     parts["figures"].draw(tmp_path)
     assert {path.name for path in tmp_path.glob("*.svg")} == {"figure-1.svg", "figure-8.svg", "table-6.svg"}
     assert (tmp_path / "figure-8.png").stat().st_size > 1000

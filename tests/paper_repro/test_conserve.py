@@ -49,7 +49,7 @@ def test_the_smoke_run_is_the_same_experiment_on_less_and_from_the_recipe(parts,
 def test_a_folder_of_data_without_the_trace_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("OPTSCHED_DATA", str(tmp_path))
     assert invoke(["repro", "conserve"]) == 1
-    assert "no such file; put the trace there, or unset OPTSCHED_DATA to use recipe 'swe-agent'" in capsys.readouterr().err
+    assert "no such file; put the trace there, or unset OPTSCHED_DATA to use the recipe" in capsys.readouterr().err
 
 
 def test_every_check_has_limits_around_what_is_published_and_none_is_left_out(parts):
@@ -63,7 +63,7 @@ def test_every_check_has_limits_around_what_is_published_and_none_is_left_out(pa
     results = parts["settings"].HERE / "results"
     if not (results / "cells.csv").is_file():
         pytest.skip("no results are committed")
-    judged = parts["claims"].judge(expected, parts["results"].load(results))
+    judged = parts["claims"].judge(expected, parts["tables"].load(results))
     assert [row["check"] for row in judged if row["verdict"] == "not run"] == []
 
 
@@ -218,7 +218,7 @@ def test_a_smoke_run_goes_through_every_section_and_draws_what_it_can(parts, tin
     claims = {row["check"]: row for row in json.loads(out.out)["claims"]}
     assert claims["ttfet_reduction"]["verdict"] != "not run"
     assert claims["transfers_per_conversation"]["verdict"] == "reproduced"
-    read = parts["results"].load(tmp_path)
+    read = parts["tables"].load(tmp_path)
     assert {row["check"]: row["verdict"] for row in parts["claims"].judge(parts["settings"].expected(), read)} == {
         name: row["verdict"] for name, row in claims.items()
     }

@@ -28,7 +28,7 @@ demo: $(STAMP)
 	@echo "Written: $(DEMO)/plan.json and $(DEMO)/log.parquet"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest -q

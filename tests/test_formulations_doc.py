@@ -22,8 +22,11 @@ from optsched.domain.plan import PlanLink, PlanReplica, PlanSlo, Standalone
 from optsched.domain.scenario import LatencyTarget, Role
 from optsched.domain.step_law import StepLaw
 from optsched.placement.bound import lower_bound
-from optsched.placement.evaluate import EVALUATOR
+from optsched.placement.components import components
+from optsched.placement.evaluate import EVALUATOR, evaluate
 from optsched.placement.milp import PlacementFormulation
+from optsched.placement.operating.milp import OperatingFormulation
+from optsched.placement.operating.problem import OpenProblem
 from optsched.placement.partition.milp import PartitionFormulation
 from optsched.placement.problem import GOALS, Goal, PlacementPlan, PlacementProblem
 
@@ -107,9 +110,23 @@ def test_every_constraint_of_the_placement_program_is_documented_and_the_other_w
     for objective in GOALS:
         for factor in (0.5, 2.0):
             formulation = PlacementFormulation(placement_problem(objective, factor, ["prefill", "mixed", "mixed"]))
-            formulation.exclude(PlacementPlan(np.ones(3, np.int64), np.ones(3, np.int64)))
+            plan = PlacementPlan(np.ones(3, np.int64), np.ones(3, np.int64))
+            formulation.exclude(plan)
+            formulation.learn(components(formulation.problem, plan, evaluate(formulation.problem, plan)))
             names |= built(formulation.program)
     assert names == documented("Placement")
+
+
+def test_every_constraint_of_the_operating_program_is_documented_and_the_other_way_round() -> None:
+    names: set[tuple[str, int]] = set()
+    for objective in GOALS:
+        fleet = placement_problem(objective, 2.0, ["prefill", "mixed", "decode"])
+        problem = OpenProblem(fleet.workload, fleet.replicas, {"a40": 2}, fleet.links, 100.0, objective, slo=fleet.slo)
+        names |= built(OperatingFormulation(problem).program)
+    own = documented("Operating points")
+    assert own <= names
+    assert names - own <= documented("Placement")
+    assert not own & documented("Placement")
 
 
 def test_every_constraint_of_the_fleet_program_is_documented_and_the_other_way_round() -> None:
@@ -140,7 +157,7 @@ def test_every_constraint_of_the_partition_program_is_documented_and_the_other_w
     [
         ("Batch composition", BatchFormulation), ("Horizon", HorizonFormulation), ("Placement", PlacementFormulation),
         ("Fleet", FleetFormulation),
-        ("Partition", PartitionFormulation),
+        ("Partition", PartitionFormulation), ("Operating points", OperatingFormulation),
     ],
 )  # fmt: skip
 def test_every_constraint_is_stated_by_a_method_that_exists(heading: str, formulation: type) -> None:

@@ -139,7 +139,7 @@ def _evaluate(problem: PlacementProblem, plan: PlacementPlan, count: int | None)
     last = turns.first_turn[1 : conversations + 1] - 1
     ttfet_s = schedule.first_token_s[last] - turns.arrival_s[:conversations]
     makespan_s = float(schedule.end_s[last].max())
-    transfer_j = _transfer_j(problem, plan, schedule)
+    transfer_j = float(transfers_j(problem, plan, schedule).sum())
     held = np.nan_to_num(schedule.released_s - schedule.admitted_s) * problem.blocks[:conversations]
     missed = _missed(problem, schedule, ttfet_s) if count is None else None
     return Evaluation(
@@ -155,16 +155,17 @@ def _evaluate(problem: PlacementProblem, plan: PlacementPlan, count: int | None)
     )
 
 
-def _transfer_j(problem: PlacementProblem, plan: PlacementPlan, schedule: Schedule) -> float:
+def transfers_j(problem: PlacementProblem, plan: PlacementPlan, schedule: Schedule) -> Float64[Array, " C"]:
+    """Return the energy of each conversation's transfer; 0 for those that do not move."""
+    joules = np.zeros(len(schedule.moved_s))
     if not any(link.joules_per_byte for link in problem.links):
-        return 0.0
+        return joules
     first = problem.workload.first_turn_tokens
-    total = 0.0
     for c in np.flatnonzero(~np.isnan(schedule.moved_s)):
         link = problem.link_of.get((int(plan.prefill[c]), int(plan.decode[c])))
         if link is not None and plan.prefill[c] != plan.decode[c]:
-            total += link.joules_per_byte * problem.kv_bytes_per_token * float(first[c])
-    return total
+            joules[c] = link.joules_per_byte * problem.kv_bytes_per_token * float(first[c])
+    return joules
 
 
 def _missed(problem: PlacementProblem, schedule: Schedule, ttfet_s: Float64[Array, " C"]) -> Bool[Array, " C"] | None:

@@ -9,13 +9,15 @@ from itertools import islice
 
 from optsched.domain.plan import Status
 from optsched.placement.bound import lower_bound
-from optsched.placement.evaluate import objective_of
+from optsched.placement.components import components
+from optsched.placement.evaluate import evaluate, objective_of
 from optsched.placement.greedy import greedy
-from optsched.placement.milp import SAFETY, PlacementFormulation, SolverName
+from optsched.placement.milp import PlacementFormulation
 from optsched.placement.partition.columns import MOST_CONVERSATIONS, independent
 from optsched.placement.partition.milp import PartitionFormulation
 from optsched.placement.problem import PlacementPlan, PlacementProblem
 from optsched.placement.solved import Limit, Solved, is_proven
+from optsched.placement.solver.milp import SAFETY, SolverName
 from optsched.placement.symmetry import canonical_placements
 
 
@@ -62,8 +64,9 @@ def exact(
 ) -> Solved:
     """Solve a small placement problem to proven optimality.
 
-    Each iteration solves the mixed-integer relaxation, evaluates its placement and excludes it. It stops when the
-    relaxation's bound reaches the best value (within the solver's tolerance), or when every placement is excluded.
+    Each iteration solves the mixed-integer relaxation, evaluates its placement, excludes it, and adds what the evaluator
+    says of each of its independent parts. It stops when the relaxation's bound reaches the best value (within the solver's
+    tolerance), or when every placement is excluded.
 
     Parameters
     ----------
@@ -157,6 +160,7 @@ def _iterate(search: Search, solver: SolverName, iterations: int) -> None:
         if search.proven or answer.plan is None:
             break
         search.consider(answer.plan)
+        formulation.learn(components(search.problem, answer.plan, evaluate(search.problem, answer.plan)))
         formulation.exclude(answer.plan)
     else:
         search.limit = "iterations"

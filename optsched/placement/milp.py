@@ -7,7 +7,8 @@ Parameters
     prefill and of the rest; g_cd least block-seconds; K_d pool; L_c latency limits; n_late conversations beyond the percentile
 Variables
     x_cq (``pair_c_p_d``): c is prefilled on p and decoded on d (y_cp, z_cd: its sums); f_c (``prefilled_c``): end of prefill;
-    T_c (``ttfet_c``); theta (``percentile``); H (``makespan``); m_c (``late_c``): c is beyond the percentile, or misses a target
+    T_c (``ttfet_c``); theta (``percentile``); H (``makespan``); m_c (``late_c``): c is beyond the percentile, or misses a target;
+    D (``dynamic``): dynamic energy; e_i (``extra_i``): of it, what is known beyond the least of each conversation
 
 ============================  ==============================================  =================================
 name in the solver            constraint                                      function
@@ -17,12 +18,17 @@ name in the solver            constraint                                      fu
 ``fcfs_c_k_p``                f_k >= f_c + a_kp - M (2 - y_cp - y_kp), c < k  `prefill_first_come_first_served`
 ``tail_c``                    T_c >= f_c - r_c + sum_q (t_cq - a_cp) x_cq     `answer_after_transfer_and_tail`
 ``end_c``                     H >= f_c + sum_q (e_cq - a_cp) x_cq             `end_after_every_conversation`
+``early_i_k_l_v``             theta >= r_k - r_l + work of k to l before      `answer_after_all_work_of_a_replica`
+                              their last answers, less that of late ones
 ``work_i_k_v``                H >= r_k + sum_(c >= k) w_ci y_ci + v_ci z_ci   `end_after_all_work_of_a_replica`
 ``pool_d_k``                  K_d (H - r_k) >= sum_(c >= k) g_cd z_cd         `end_after_all_holding_of_a_pool`
+``dynamic_least``             D >= sum j_cq x_cq + j_lone                     `spend_energy_on_all_work`
+``dynamic_known``             D >= sum j_cq x_cq + sum_i e_i                  `spend_energy_on_all_work`
 ``beyond_c``, ``count``       T_c <= theta + M m_c, sum_c m_c <= n_late       `leave_out_the_slowest`
 ``limit_NAME_c``, ``sure_c``  latency_c <= L_c + M m_c, m_c = 1 where sure    `count_missed_targets`
 ``name_KIND_i_c``             twin i is used only after the twin before it    `use_twins_in_order`
 ``new_n``                     not all of an excluded placement's x_cq         `exclude`
+``learned_FIGURE_n``          what the evaluator says of a part of it, there  `learn`
 ============================  ==============================================  =================================
 
 On replicas of role mixed a conversation that stays may be overtaken while it waits for its blocks; the order row is
@@ -32,145 +38,47 @@ relaxed there. The value of a solution is a lower bound on what the evaluator fi
 from __future__ import annotations
 
 import math
-import warnings
-from itertools import combinations, pairwise
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import pulp
 
 from optsched.domain.scenario import LatencyTarget
-from optsched.errors import SolverUnavailableError
-from optsched.placement.alone import VARIANTS, alone
-from optsched.placement.bound import certain_misses, lower_bound
+from optsched.placement.alone import VARIANTS
+from optsched.placement.bound import certain_misses, lone_steps_j, lower_bound
+from optsched.placement.components import Component
 from optsched.placement.limits import target_limit
+from optsched.placement.moments.milp import Moments, Pair
 from optsched.placement.problem import PlacementPlan, PlacementProblem, percentile_rank
-from optsched.placement.symmetry import interchangeable
+from optsched.placement.solver.milp import SAFETY, MilpAnswer, SolverName, solver_of
 
-SolverName = Literal["highs", "cbc"]
-Pair = tuple[int, int]
-SAFETY = 1e-6
-"""Share by which a solver's figure gives way to its tolerances."""
+SHRINK_LEARNED = 1e-9
+"""Share by which the evaluator's figures give way in rows."""
 
 
-class MilpAnswer(NamedTuple):
-    """What the program said.
-
-    Attributes
-    ----------
-    plan
-        A placement, or None.
-    bound
-        Lower bound on every placement that is not excluded; infinite if there is none left; None if nothing is proven.
-    """
-
-    plan: PlacementPlan | None
-    bound: float | None
-
-
-class PlacementFormulation:
+class PlacementFormulation(Moments):
     """The program of one placement problem.
 
     Parameters
     ----------
     problem
         What to solve.
+    groups
+        As for `Moments`.
     """
 
-    def __init__(self, problem: PlacementProblem) -> None:
-        self.problem, self.least = problem, alone(problem)
-        self.arrival = problem.workload.arrival_s.tolist()
-        self.conversations = range(len(self.arrival))
-        self.pairs: list[list[Pair]] = [problem.options(c) for c in self.conversations]
-        self.replicas = range(len(problem.replicas))
-        longest = [max(self._of(self.least.prefill_s, c, q) for q in self.pairs[c]) for c in self.conversations]
-        self.horizon = self.arrival[-1] + sum(longest)
+    def __init__(self, problem: PlacementProblem, groups: Sequence[Sequence[int]] | None = None) -> None:
+        super().__init__(problem, groups)
         # a solver's tolerances are absolute: an objective far below 1 would drown in them
         self.scale = (lower_bound(problem).value or 1.0) if problem.objective != "slo_misses" else 1.0
-        self.program = pulp.LpProblem("placement", pulp.LpMinimize)
-        self._declare()
-        self.place_each_conversation_once()
-        self.prefill_after_the_arrival()
-        self.prefill_first_come_first_served()
-        self.answer_after_transfer_and_tail()
-        self.use_twins_in_order()
-        self.excluded = 0
+        self.excluded, self.learned = 0, 0
         {"ttfet": self.minimise_percentile, "slo_misses": self.minimise_misses}.get(
             problem.objective, self.minimise_energy_or_cost
         )()
 
-    def _declare(self) -> None:
-        add = self.program.add_variable
-        self.pair = {(c, p, d): add(f"pair_{c}_{p}_{d}", cat=pulp.LpBinary) for c in self.conversations for p, d in self.pairs[c]}
-        self.prefilled = {c: add(f"prefilled_{c}", lowBound=0) for c in self.conversations}
-        self.ttfet = {c: add(f"ttfet_{c}", lowBound=0) for c in self.conversations}
-
-    def _of(self, table: np.ndarray, c: int, pair: Pair) -> float:
-        return float(table[self.least.kind_of_pair[pair]][..., c])
-
-    def _sum(self, c: int, weights: dict[Pair, float]) -> pulp.LpAffineExpression:
-        return pulp.LpAffineExpression([(self.pair[c, p, d], weight) for (p, d), weight in weights.items()])
-
-    def _prefills(self, c: int, replica: int) -> pulp.LpAffineExpression:
-        return self._sum(c, {q: 1.0 for q in self.pairs[c] if q[0] == replica})
-
-    def _decodes(self, c: int, replica: int) -> pulp.LpAffineExpression:
-        return self._sum(c, {q: 1.0 for q in self.pairs[c] if q[1] == replica})
-
-    def place_each_conversation_once(self) -> None:
-        """Require sum_q x_cq = 1."""
-        for c in self.conversations:
-            self.program += self._sum(c, dict.fromkeys(self.pairs[c], 1.0)) == 1, f"one_pair_{c}"
-
-    def prefill_after_the_arrival(self) -> None:
-        """Require f_c >= r_c + sum_p a_cp y_cp."""
-        for c in self.conversations:
-            alone_s = self._sum(c, {q: self._of(self.least.prefill_s, c, q) for q in self.pairs[c]})
-            self.program += self.prefilled[c] >= self.arrival[c] + alone_s, f"prefill_alone_{c}"
-
-    def prefill_first_come_first_served(self) -> None:
-        """Require f_k >= f_c + a_kp where both are prefilled on p, unless c stays there and k does not."""
-        for c, k in combinations(self.conversations, 2):
-            for p in sorted({q[0] for q in self.pairs[c]} & {q[0] for q in self.pairs[k]}):
-                service = next(self._of(self.least.prefill_s, k, q) for q in self.pairs[k] if q[0] == p)
-                slack = self.horizon + service
-                together = 2 - self._prefills(c, p) - self._prefills(k, p)
-                order = self.prefilled[k] - self.prefilled[c] - service
-                stay_c, stay_k = (
-                    self._sum(c, {(p, p): 1.0} if (p, p) in self.pairs[c] else {}),
-                    self._sum(k, {(p, p): 1.0} if (p, p) in self.pairs[k] else {}),
-                )
-                self.program += order >= -slack * (together + stay_c), f"fcfs_{c}_{k}_{p}"
-                if (p, p) in self.pairs[c] and (p, p) in self.pairs[k]:
-                    self.program += order >= -slack * (2 - stay_c - stay_k), f"fcfs_stay_{c}_{k}_{p}"
-
-    def answer_after_transfer_and_tail(self) -> None:
-        """Require T_c >= f_c - r_c + sum_q (t_cq - a_cp) x_cq."""
-        for c in self.conversations:
-            tail = self._sum(c, {q: self._after_prefill(self.least.ttfet_s, c, q) for q in self.pairs[c]})
-            self.program += self.ttfet[c] >= self.prefilled[c] - self.arrival[c] + tail, f"tail_{c}"
-
-    def _after_prefill(self, table: np.ndarray, c: int, pair: Pair) -> float:
-        return max(0.0, self._of(table, c, pair) - self._of(self.least.prefill_s, c, pair))
-
-    def use_twins_in_order(self) -> None:
-        """Allow a replica only to conversations after (or with) the first that uses the interchangeable one before it."""
-        for group in interchangeable(self.problem):
-            for earlier, later in pairwise(group):
-                used = pulp.LpAffineExpression()
-                for c in self.conversations:
-                    self.program += self._prefills(c, later) <= used, f"name_prefill_{later}_{c}"
-                    self.program += (
-                        self._decodes(c, later)
-                        <= used
-                        + self._prefills(c, earlier)
-                        + self._sum(c, {(later, later): 1.0} if (later, later) in self.pairs[c] else {}),
-                        f"name_decode_{later}_{c}",
-                    )
-                    used = used + self._prefills(c, earlier) + self._decodes(c, earlier)
-
     def _late(self) -> dict[int, pulp.LpVariable]:
-        return {c: self.program.add_variable(f"late_{c}", cat=pulp.LpBinary) for c in self.conversations}
+        self.late = {c: self.program.add_variable(f"late_{c}", cat=pulp.LpBinary) for c in self.conversations}
+        return self.late
 
     def _latest_s(self, table: np.ndarray, c: int) -> float:
         return float(self.horizon + max(self._of(table, c, q) for q in self.pairs[c]))
@@ -179,6 +87,7 @@ class PlacementFormulation:
         """Minimise theta."""
         self.percentile = self.program.add_variable("percentile", lowBound=0)
         self.leave_out_the_slowest(self._late())
+        self.answer_after_all_work_of_a_replica()
         self.program += self.percentile * (1.0 / self.scale)
 
     def leave_out_the_slowest(self, late: dict[int, pulp.LpVariable]) -> None:
@@ -188,6 +97,28 @@ class PlacementFormulation:
             self.program += self.ttfet[c] <= self.percentile + most * late[c], f"beyond_{c}"
         count = len(self.conversations) - percentile_rank(len(self.conversations))
         self.program += pulp.lpSum(late.values()) <= count, "count"
+
+    def answer_after_all_work_of_a_replica(self) -> None:
+        """Require theta >= r_k - r_l + sum_(k <= c <= l) w_ci y_ci + u_ci z_ci - W_ci m_c: work before the last turn's answer."""
+        for i in self.replicas:
+            for v in range(VARIANTS):
+                work = self._work_on(i, self.least.prefill_work_s[:, v], self.least.early_work_s[:, v])
+                terms = [self._sum(c, work[c]) - max(work[c].values(), default=0.0) * self.late[c] for c in self.conversations]
+                for k in self.conversations:
+                    for last in range(k + 1, len(terms)):
+                        since = self.arrival[k] - self.arrival[last] + pulp.lpSum(terms[k : last + 1])
+                        self.program += self.percentile >= since, f"early_{i}_{k}_{last}_{v}"
+
+    def _work_on(self, i: int, first: np.ndarray, tail: np.ndarray) -> list[dict[Pair, float]]:
+        """Return for each conversation what it takes of a replica's time on each pair that uses it."""
+        return [
+            {
+                q: (self._of(first, c, q) if q[0] == i else 0.0) + (self._of(tail, c, q) if q[1] == i else 0.0)
+                for q in self.pairs[c]
+                if i in q
+            }
+            for c in self.conversations
+        ]
 
     def minimise_misses(self) -> None:
         """Minimise sum_c m_c."""
@@ -232,12 +163,25 @@ class PlacementFormulation:
         self.end_after_all_work_of_a_replica()
         self.end_after_all_holding_of_a_pool()
         if self.problem.objective == "cost":
-            self.program += self.makespan * (self.problem.usd_per_hour / 3600 / self.scale)
+            self.program += self.standing([r.usd_per_hour / 3600 for r in self.problem.replicas]) * (1 / self.scale)
             return
-        dynamic = pulp.lpSum(
+        self.spend_energy_on_all_work()
+        idle = self.standing([r.coefficients.idle_w for r in self.problem.replicas])
+        self.program += 1.0 * self.dynamic + idle * (1 / self.scale)
+
+    def standing(self, per_s: list[float]) -> pulp.LpAffineExpression:
+        """Return what the replicas take over the makespan whatever they do, each so much per second."""
+        return self.makespan * sum(per_s)
+
+    def spend_energy_on_all_work(self) -> None:
+        """Require D >= sum j_cq x_cq + j_lone and D >= sum j_cq x_cq + sum_i e_i."""
+        add = self.program.add_variable
+        self.dynamic, self.extra = add("dynamic", lowBound=0), [add(f"extra_{i}", lowBound=0) for i in self.replicas]
+        work = pulp.lpSum(
             self._sum(c, {q: self._of(self.least.energy_j, c, q) / self.scale for q in self.pairs[c]}) for c in self.conversations
         )
-        self.program += dynamic + self.makespan * (self.problem.idle_w / self.scale)
+        self.program += self.dynamic >= work + lone_steps_j(self.problem) / self.scale, "dynamic_least"
+        self.program += self.dynamic >= work + pulp.lpSum(self.extra), "dynamic_known"
 
     def end_after_every_conversation(self) -> None:
         """Require H >= f_c + sum_q (e_cq - a_cp) x_cq."""
@@ -249,20 +193,10 @@ class PlacementFormulation:
         """Require H >= r_k + sum_(c >= k) w_ci y_ci + v_ci z_ci for each way of sharing out a step's time."""
         for i in self.replicas:
             for v in range(VARIANTS):
-                first, tail = self.least.prefill_work_s[:, v], self.least.tail_work_s[:, v]
-                work = [
-                    self._sum(
-                        c,
-                        {
-                            q: (self._of(first, c, q) if q[0] == i else 0.0) + (self._of(tail, c, q) if q[1] == i else 0.0)
-                            for q in self.pairs[c]
-                            if i in q
-                        },
-                    )
-                    for c in self.conversations
-                ]
+                work = self._work_on(i, self.least.prefill_work_s[:, v], self.least.tail_work_s[:, v])
+                terms = [self._sum(c, work[c]) for c in self.conversations]
                 for k in self.conversations:
-                    self.program += self.makespan >= self.arrival[k] + pulp.lpSum(work[k:]), f"work_{i}_{k}_{v}"
+                    self.program += self.makespan >= self.arrival[k] + pulp.lpSum(terms[k:]), f"work_{i}_{k}_{v}"
 
     def end_after_all_holding_of_a_pool(self) -> None:
         """Require K_d (H - r_k) >= sum_(c >= k) g_cd z_cd."""
@@ -281,13 +215,33 @@ class PlacementFormulation:
         self.program += pulp.lpSum(same) <= len(same) - 1, f"new_{self.excluded}"
         self.excluded += 1
 
-    def extract_plan(self) -> PlacementPlan:
-        """Read the placement off the variables."""
-        chosen = [max((self._taken(c, q), q) for q in self.pairs[c])[1] for c in self.conversations]
-        return PlacementPlan.of([p for p, _ in chosen], [d for _, d in chosen])
+    def learn(self, parts: Sequence[Component]) -> None:
+        """Require what the evaluator says of each part of a placement wherever that part appears again, under any names."""
+        for part in parts:
+            for pairs in part.renamed(self.groups):
+                if all((c, *q) in self.pair for c, q in pairs.items()):
+                    self._learn(part, pairs)
 
-    def _taken(self, c: int, pair: Pair) -> float:
-        return float(self.pair[c, pair[0], pair[1]].varValue or 0.0)
+    def _learn(self, part: Component, pairs: dict[int, Pair]) -> None:
+        used = {replica for pair in pairs.values() for replica in pair}
+        same = pulp.LpAffineExpression(constant=1.0)
+        for c in self.conversations:
+            kept = pairs.get(c)
+            different = {q: 1.0 for q in self.pairs[c] if q != kept and (kept is not None or used & set(q))}
+            same = same - self._sum(c, different)
+        goal, give_way = self.problem.objective, (1 - SHRINK_LEARNED) / self.scale
+        if goal == "ttfet":
+            self.program += self.percentile * (1 / self.scale) >= part.answer_s * give_way * same, f"learned_ttfet_{self.learned}"
+        elif goal == "slo_misses":
+            misses = pulp.lpSum(self.late[c] for c in pairs)
+            self.program += misses >= part.missed * same, f"learned_misses_{self.learned}"
+        else:
+            self.program += self.makespan * (1 / self.scale) >= part.end_s * give_way * same, f"learned_end_{self.learned}"
+        if goal == "energy":
+            least = sum(self._of(self.least.energy_j, c, q) for c, q in pairs.items())
+            more = max(0.0, part.dynamic_j * (1 - SHRINK_LEARNED) - least) / self.scale
+            self.program += self.extra[min(used)] >= more * same, f"learned_energy_{self.learned}"
+        self.learned += 1
 
     def solve(self, solver: SolverName, time_limit_s: float) -> MilpAnswer:
         """Solve the program as it stands.
@@ -310,17 +264,3 @@ class PlacementFormulation:
         if self.problem.objective == "slo_misses":
             return float(math.ceil(value - 1e-4))
         return value - SAFETY * max(abs(value), self.scale)
-
-
-def solver_of(name: SolverName, time_limit_s: float) -> pulp.LpSolver:
-    """Return a solver that proves optimality to gap 0, within the time."""
-    if name == "highs":
-        solver = pulp.HiGHS(msg=False, timeLimit=time_limit_s, gapRel=0.0, threads=1, mip_feasibility_tolerance=1e-9)
-    else:
-        with warnings.catch_warnings():  # PuLP announces that version 4 will not bundle CBC; this project pins < 4
-            warnings.simplefilter("ignore", DeprecationWarning)
-            solver = pulp.PULP_CBC_CMD(msg=False, timeLimit=time_limit_s, gapRel=0.0, threads=1)
-    if not solver.available():
-        package = "highspy" if name == "highs" else "pulp with its bundled CBC"
-        raise SolverUnavailableError(f"Solver {name!r} is not installed; it comes with {package}. Install it, or choose another.")
-    return solver

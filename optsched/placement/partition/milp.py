@@ -31,10 +31,10 @@ import numpy as np
 import pulp
 from jaxtyping import Bool, Float64
 
-from optsched.placement.milp import SAFETY, MilpAnswer, SolverName, solver_of
 from optsched.placement.partition.columns import Columns, ColumnTable, column_table
 from optsched.placement.problem import Goal, PlacementPlan, PlacementProblem, percentile_rank
 from optsched.placement.queues import NOBODY
+from optsched.placement.solver.milp import SAFETY, MilpAnswer, SolverName, solver_of
 
 Array = np.ndarray
 

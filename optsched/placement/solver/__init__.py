@@ -1,0 +1,1 @@
+"""How the programs of placement are solved, and what is made of the solvers' figures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -54,6 +55,12 @@ def _path(schema: str, folders: list[Path], name: str, knob: str) -> Path:
 
 def _find(record: type[RecordT], schema: str, folders: list[Path], name: str, knob: str) -> RecordT:
     return load(record, schema, _path(schema, folders, name, knob))
+
+
+@lru_cache(maxsize=256)
+def _gpu_as_of(path: Path, modified_ns: int, size: int) -> Gpu:
+    """Read a gpu's file, once as long as it does not change: a tier file takes tens of milliseconds to parse."""
+    return load(Gpu, "gpu", path)
 
 
 def gpus() -> list[str]:
@@ -110,7 +117,8 @@ def _with_siblings(name: str, before: tuple[str, ...]) -> Gpu:
     if name in before:
         circle = " -> ".join((*before, name))
         raise SpecError(f"siblings name each other: {circle}; let one file stand alone", file=path, field="efficiency.sibling")
-    found = load(Gpu, "gpu", path)
+    stat = path.stat()
+    found = _gpu_as_of(path, stat.st_mtime_ns, stat.st_size)
     if found.efficiency.sibling is None:
         return found
     return inherited(found, _with_siblings(found.efficiency.sibling, (*before, name)))

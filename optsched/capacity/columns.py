@@ -9,14 +9,15 @@ Prefill replicas compute first turns only, decode replicas the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from optsched.capacity.classes import LengthClass
 from optsched.domain.plan import PlanReplica
+from optsched.domain.step_law import StepLaw
 
 Array = np.ndarray
 
@@ -51,6 +52,8 @@ class Columns:
         The operating batch; 0 for prefill replicas.
     joules
         Energy above idle per conversation.
+    first_token_s, token_s
+        Time of the first turn's prompt alone, and between tokens at the operating batch; 0 where the type does not compute them.
     reason
         Why a class is not served; empty where it is.
     """
@@ -59,14 +62,23 @@ class Columns:
     rate_per_s: Float64[Array, "A J"]
     batch: Int64[Array, "A J"]
     joules: Float64[Array, "A J"]
+    first_token_s: Float64[Array, "A J"]
+    token_s: Float64[Array, "A J"]
     reason: tuple[tuple[str, ...], ...]
+
+    def of(self, types: Sequence[int]) -> Columns:
+        """Return some of the types."""
+        return Columns(
+            tuple(self.replicas[a] for a in types), self.rate_per_s[types], self.batch[types], self.joules[types],
+            self.first_token_s[types], self.token_s[types], tuple(self.reason[a] for a in types),
+        )  # fmt: skip
 
 
 def evaluate_columns(
     replicas: Sequence[PlanReplica], classes: Sequence[LengthClass], targets: Targets, *,
     block_tokens: int, max_batched_tokens: int, max_sequences: int,
 ) -> Columns:  # fmt: skip
-    """Evaluate every type on every class.
+    """Evaluate every type on every class, all classes and batches of a type at once.
 
     Parameters
     ----------
@@ -79,92 +91,134 @@ def evaluate_columns(
     block_tokens, max_batched_tokens, max_sequences
         The engine: pool blocks, the longest chunk of a prompt, and the largest batch.
     """
+    sizes = _Sizes.of(classes)
     shape = (len(replicas), len(classes))
     rate, joules, batch = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
+    first_s, token_s = np.zeros(shape), np.zeros(shape)
     reasons: list[tuple[str, ...]] = []
     for a, replica in enumerate(replicas):
-        row = []
-        for j, each in enumerate(classes):
-            chunk = replica.max_batched_tokens or max_batched_tokens
-            found = _column(replica, each, targets, block_tokens, chunk, max_sequences)
-            rate[a, j], batch[a, j], joules[a, j], why = found
-            row.append(why)
-        reasons.append(tuple(row))
-    return Columns(tuple(replicas), rate, batch, joules, tuple(reasons))
+        row = _Row(replica, sizes, targets, replica.kv_blocks * block_tokens, replica.max_batched_tokens or max_batched_tokens)
+        served = row.reason == ""
+        first_s[a], joules[a] = row.first_s, row.first_j
+        if replica.role == "prefill":
+            rate[a] = 1 / row.first_s
+        else:
+            rate[a], batch[a], joules[a], token_s[a] = row.decode(max_sequences)
+            served = row.reason == ""
+        for figures in (rate, batch, joules, first_s, token_s):
+            figures[a] *= served
+        reasons.append(tuple(str(why) for why in row.reason))
+    return Columns(tuple(replicas), rate, batch, joules, first_s, token_s, tuple(reasons))
 
 
-def _column(
-    replica: PlanReplica, each: LengthClass, targets: Targets, block_tokens: int, chunk: int, max_sequences: int
-) -> tuple[float, int, float, str]:
-    """Return rate, batch, joules, and why nothing is sustained."""
-    law, pool = replica.coefficients, replica.kv_blocks * block_tokens
-    prefill_s, prefill_j = _first_turn(replica, each, chunk)
-    if each.peak_tokens > pool:
-        return 0.0, 0, 0.0, f"its context of {each.peak_tokens:,.0f} tokens exceeds the pool of {pool:,}"
-    if replica.role != "decode" and targets.first_token_s is not None and prefill_s > targets.first_token_s:
-        return 0.0, 0, 0.0, f"its prompt alone takes {prefill_s:.3g} s, the first token is due in {targets.first_token_s:.3g} s"
-    if replica.role == "prefill":
-        return 1 / prefill_s, 0, prefill_j, ""
-    appended_s, appended_j = _later_turns(replica, each)
-    prompts_s = appended_s + (prefill_s if replica.role == "mixed" else 0.0)
-    # A conversation between its turns keeps its cache: the pool holds the batch and those who pause.
-    largest = int(min(max_sequences, pool // each.peak_tokens))
-    batches = np.arange(1, largest + 1, dtype=float)
-    step_s = law.step_s(batches, 0.0, batches * each.decode_context, batches)
-    steps_s = each.output_tokens * step_s / batches
-    token_s = step_s + prompts_s * batches / each.output_tokens
-    rate = 1 / (prompts_s + steps_s)
-    held = batches + rate * each.gap_s <= max(1.0, pool / each.peak_tokens)
-    in_time = np.ones(len(batches), bool) if targets.token_s is None else token_s <= targets.token_s
-    if not (held & in_time).any():
-        return 0.0, 0, 0.0, f"a token takes {token_s[0]:.3g} s even alone, it is due in {targets.token_s or 0:.3g} s"
-    best = int(np.flatnonzero(held & in_time)[-1])
-    size = batches[best]
-    step_j = float(law.energy_j(size, 0.0, size * each.decode_context, size))
-    used_j = appended_j + each.output_tokens * step_j / size + (prefill_j if replica.role == "mixed" else 0.0)
-    return float(rate[best]), int(size), used_j, ""
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """The figures of J classes as arrays; see `LengthClass`."""
+
+    first_turn_tokens: Float64[Array, " J"]
+    appended_tokens: Float64[Array, " J"]
+    output_tokens: Float64[Array, " J"]
+    later_turns: Float64[Array, " J"]
+    gap_s: Float64[Array, " J"]
+    pairs: Float64[Array, " J"]
+    appended_context: Float64[Array, " J"]
+    decode_context: Float64[Array, " J"]
+    peak_tokens: Float64[Array, " J"]
+
+    @classmethod
+    def of(cls, classes: Sequence[LengthClass]) -> _Sizes:
+        return cls(*(np.array([getattr(each, name) for each in classes], float) for name in cls.__slots__))
 
 
-def _first_turn(replica: PlanReplica, each: LengthClass, chunk: int) -> tuple[float, float]:
-    """Return time and energy of the first turn's prompt, computed alone."""
-    law, tokens = replica.coefficients, each.first_turn_tokens
-    starts = np.arange(0.0, tokens, chunk)
-    sizes = np.minimum(float(chunk), tokens - starts)
+class _Row:
+    """One replica type before all classes."""
+
+    def __init__(self, replica: PlanReplica, sizes: _Sizes, targets: Targets, pool: int, chunk: int) -> None:
+        self.replica, self.sizes, self.targets, self.pool = replica, sizes, targets, pool
+        self.law: StepLaw = replica.coefficients
+        self.reason = np.full(len(sizes.peak_tokens), "", dtype=object)
+        self.first_s, self.first_j = _first_turns(self.law, sizes.first_turn_tokens, chunk)
+        self._refuse(sizes.peak_tokens > pool, lambda j: (
+            f"its context of {sizes.peak_tokens[j]:,.0f} tokens exceeds the pool of {pool:,}"
+        ))  # fmt: skip
+        if replica.role == "decode":
+            self.first_s, self.first_j = np.zeros_like(self.first_s), np.zeros_like(self.first_j)
+        elif targets.first_token_s is not None:
+            due_s = targets.first_token_s
+            self._refuse(self.first_s > due_s, lambda j: (
+                f"its prompt alone takes {self.first_s[j]:.3g} s, the first token is due in {due_s:.3g} s"
+            ))  # fmt: skip
+
+    def _refuse(self, classes: Bool[Array, " J"], say: Callable[[int], str]) -> None:
+        for j in np.flatnonzero(classes & (self.reason == "")).tolist():
+            self.reason[j] = say(j)
+
+    def decode(
+        self, max_sequences: int
+    ) -> tuple[Float64[Array, " J"], Int64[Array, " J"], Float64[Array, " J"], Float64[Array, " J"]]:
+        """Return rate, operating batch, joules and token time of each class; those that none of keeps are given a reason."""
+        sizes, law = self.sizes, self.law
+        room = self.pool / sizes.peak_tokens[:, None]
+        largest = np.minimum(max_sequences, np.floor(room))
+        batches = np.arange(1, max(1, int(largest.max())) + 1, dtype=float)[None, :]
+        outputs, context = sizes.output_tokens[:, None], sizes.decode_context[:, None]
+        step_s = law.step_s(batches, 0.0, batches * context, batches)
+        prompts_s, prompts_j = self._prompts(batches)
+        token_s = step_s + prompts_s * batches / outputs
+        rate = 1 / (prompts_s + outputs * step_s / batches)
+        # A conversation between its turns keeps its cache: the pool holds the batch and those who pause.
+        fits = (batches <= largest) & (batches + rate * sizes.gap_s[:, None] <= np.maximum(1.0, room))
+        in_time = token_s <= (np.inf if self.targets.token_s is None else self.targets.token_s)
+        allowed = fits & in_time
+        due_s = self.targets.token_s or 0.0
+        self._refuse(~allowed.any(axis=1) & ~in_time[:, 0], lambda j: (
+            f"a token takes {token_s[j, 0]:.3g} s even alone, it is due in {due_s:.3g} s"
+        ))  # fmt: skip
+        self._refuse(~allowed.any(axis=1), lambda j: (
+            f"conversations that pause for {sizes.gap_s[j]:.3g} s fill the pool of {self.pool:,} tokens"
+        ))  # fmt: skip
+        best = np.where(allowed.any(axis=1), allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1), 0)
+        rows = np.arange(len(best))
+        size = batches[0, best]
+        step_j = law.energy_j(size, 0.0, size * sizes.decode_context, size)
+        used_j = prompts_j[rows, best] + sizes.output_tokens * step_j / size
+        return rate[rows, best], (best + 1).astype(np.int64), used_j, token_s[rows, best]
+
+    def _prompts(self, batches: Float64[Array, "1 B"]) -> tuple[Float64[Array, "J B"], Float64[Array, "J B"]]:
+        """Return time and energy of a conversation's prompts: those of later turns ride on steps that decode a batch."""
+        law, sizes = self.law, self.sizes
+        turns = sizes.later_turns[:, None]
+        new = np.divide(sizes.appended_tokens, sizes.later_turns, out=np.zeros_like(sizes.gap_s), where=sizes.later_turns > 0)
+        added_s = (law.gemm(batches + new[:, None]) - law.gemm(batches)) * turns
+        added_j = (law.gemm_energy(batches + new[:, None]) - law.gemm_energy(batches)) * turns
+        same_s = self.first_s + law.pair_s * sizes.pairs + law.prefill_context_s * sizes.appended_context
+        same_j = self.first_j + law.pair_j * sizes.pairs + law.prefill_context_j * sizes.appended_context
+        return added_s + same_s[:, None], added_j + same_j[:, None]
+
+
+def _first_turns(law: StepLaw, tokens: Float64[Array, " J"], chunk: int) -> tuple[Float64[Array, " J"], Float64[Array, " J"]]:
+    """Return time and energy of the first turns' prompts, each computed alone and in chunks."""
+    starts = np.arange(0.0, float(tokens.max(initial=0.0)), chunk)[None, :]
+    sizes = np.clip(tokens[:, None] - starts, 0.0, chunk)
     pairs = sizes * (starts + sizes / 2)
-    used_s = law.step_s(sizes, pairs, prefill_context_tokens=starts)
-    return float(used_s.sum()), float(law.energy_j(sizes, pairs, prefill_context_tokens=starts).sum())
-
-
-def _later_turns(replica: PlanReplica, each: LengthClass) -> tuple[float, float]:
-    """Return time and energy that the later turns' prompts add to steps that decode others."""
-    law, turns = replica.coefficients, each.later_turns
-    if turns == 0:
-        return 0.0, 0.0
-    new = each.appended_tokens / turns
-    batch = 16.0  # they ride on steps with others; the slope of the matrix products between batch and batch + new tokens counts
-    added_s = float(law.gemm(batch + new) - law.gemm(batch)) * turns
-    added_j = float(law.gemm_energy(batch + new) - law.gemm_energy(batch)) * turns
-    used_s = added_s + law.pair_s * each.pairs + law.prefill_context_s * each.appended_context
-    used_j = added_j + law.pair_j * each.pairs + law.prefill_context_j * each.appended_context
-    return used_s, used_j
+    used_s = law.step_s(sizes, pairs, prefill_context_tokens=starts) * (sizes > 0)
+    used_j = law.energy_j(sizes, pairs, prefill_context_tokens=starts) * (sizes > 0)
+    return used_s.sum(axis=1), used_j.sum(axis=1)
 
 
 def dominated(columns: Columns, cost: Float64[Array, " A"], uses: Float64[Array, "A K"]) -> list[int | None]:
     """Return per type another of the same role that is never worse: no dearer, no larger, and as fast on every class; or None."""
     rates, joules = columns.rate_per_s, columns.joules
-    found: list[int | None] = [None] * len(columns.replicas)
-    for a in range(len(found)):
-        for b in range(len(found)):
-            if a == b or found[b] is not None or columns.replicas[a].role != columns.replicas[b].role:
-                continue
-            if columns.replicas[a].llm != columns.replicas[b].llm:
-                continue
-            served = rates[a] > 0
-            better = (
-                cost[b] <= cost[a] and np.all(uses[b] <= uses[a]) and np.all(rates[b] >= rates[a])
-                and np.all(joules[b][served] <= joules[a][served])
-            )  # fmt: skip
-            if better:
-                found[a] = b
-                break
+    kind = np.array([f"{replica.role} {replica.llm}" for replica in columns.replicas])
+    stays = np.ones(len(kind), bool)
+    found: list[int | None] = [None] * len(kind)
+    for a in range(len(kind)):
+        served = rates[a] > 0
+        better = (
+            stays & (kind == kind[a]) & (cost <= cost[a]) & np.all(uses <= uses[a], axis=1)
+            & np.all(rates >= rates[a], axis=1) & np.all(joules[:, served] <= joules[a, served], axis=1)
+        )  # fmt: skip
+        better[a] = False
+        if better.any():
+            found[a], stays[a] = int(np.argmax(better)), False
     return found

@@ -5,8 +5,8 @@ Sets
     K: resources; F: types whose failure is insured against
 Parameters
     b_aj replicas of type a that all of class j would occupy, at the limit of utilisation; c_a and e_aj cost per replica and of
-    serving all of a class; w_ak units of k that a replica takes, L_k units that there are, n_a replicas today, m_a cost of
-    adding or removing one, l_a replicas lost in a failure
+    serving all of a class; w_ak units of k that a replica takes, L_k units that there are, n_a replicas today (or N of the
+    same type in the period before), m_a cost of adding or removing one, l_a replicas lost in a failure
 Variables
     N_a (``count_a``) integer; y_aj (``share_a_j``) share of class j, for types that serve several classes or serve at a cost; of
     the others y_aj stands for min(1, 1/b_aj) N_a; g_a (``changed_a``) replicas added or removed; z_aj (``only_a_j``) binary; for
@@ -114,11 +114,15 @@ class FleetFormulation:
             self.program += used <= limit, f"limit_{k}"
 
     def count_changes(self) -> None:
-        """Count the replicas added to or removed from those that run today."""
-        if self.problem.present is None:
-            return
+        """Count the replicas added to or removed from those that run today, or in the period before."""
+        present, follows = self.problem.present, self.problem.follows
         for a in self.types:
-            now = int(self.problem.present[a])
+            if present is not None:
+                now: int | pulp.LpVariable = int(present[a])
+            elif follows is not None and follows[a] >= 0:
+                now = self.count[int(follows[a])]
+            else:
+                continue
             self.changed[a] = self.program.add_variable(f"changed_{a}", lowBound=0)
             self.program += self.changed[a] >= self.count[a] - now, f"added_{a}"
             self.program += self.changed[a] >= now - self.count[a], f"removed_{a}"

@@ -57,10 +57,11 @@ def relaxation_prices(problem: FleetProblem) -> Prices:
     stage = [cp.Zero(matrix @ routed - problem.demand_per_s) for matrix in stages]
     rows = [cp.Constant(load) @ routed <= counts]
     objective = problem.cost @ counts + cost @ routed
-    if problem.present is not None and problem.change_cost is not None:
+    if problem.change_cost is not None:
         changed = cp.Variable(types, nonneg=True)
         objective = objective + problem.change_cost @ changed
-        rows += [counts - problem.present <= changed, problem.present - counts <= changed]
+        before = problem.present if problem.present is not None else cp.Constant(_carried(problem)) @ counts
+        rows += [counts - before <= changed, before - counts <= changed]
     program = cp.Problem(cp.Minimize(objective), [within, *stage, *rows])
     program.solve(solver=cp.HIGHS)  # type: ignore[no-untyped-call]
     if program.status in ("infeasible", "infeasible_or_unbounded"):
@@ -70,3 +71,10 @@ def relaxation_prices(problem: FleetProblem) -> Prices:
     # cvxpy adds the multiplier y of a row `left == right` to the objective as y (left - right).
     demand = -np.sum([np.asarray(row.dual_value, float) for row in stage], axis=0)
     return Prices(float(program.value), np.asarray(within.dual_value, float), demand)
+
+
+def _carried(problem: FleetProblem) -> np.ndarray:
+    """Return the matrix that makes the counts before of the counts."""
+    types = len(problem.types)
+    follows = np.arange(types) if problem.follows is None else np.where(problem.follows >= 0, problem.follows, np.arange(types))
+    return np.eye(types)[follows]

@@ -36,8 +36,9 @@ class FleetProblem:
         Objective per replica of a type, and per request per second of a class that a type serves.
     resources, uses, limits
         What there is only so much of (GPUs of a tier, watts): units that one replica takes, and units that there are.
-    present, change_cost
-        Replicas that run today, and the cost of adding or removing one.
+    present, follows, change_cost
+        Replicas that run today; or the type, of the period before, whose replicas a type's carry on (-1: none); and the cost
+        of adding or removing one.
     whole
         Whether each class must go to a single type (of each role that it needs).
     lost
@@ -56,6 +57,7 @@ class FleetProblem:
     utilisation: Float64[Array, " A"] = field(default_factory=lambda: np.zeros(0))
     request_cost: Float64[Array, "A J"] = field(default_factory=lambda: np.zeros((0, 0)))
     present: Int64[Array, " A"] | None = None
+    follows: Int64[Array, " A"] | None = None
     change_cost: Float64[Array, " A"] | None = None
     whole: bool = False
     lost: Int64[Array, " A"] | None = None
@@ -76,7 +78,7 @@ class FleetProblem:
         shapes = {
             "demand_per_s": (classes,), "roles": (types,), "rate_per_s": (types, classes), "cost": (types,),
             "uses": (types, resources), "limits": (resources,), "utilisation": (types,), "request_cost": (types, classes),
-            "present": (types,), "change_cost": (types,), "lost": (types,),
+            "present": (types,), "follows": (types,), "change_cost": (types,), "lost": (types,),
         }  # fmt: skip
         for name, shape in shapes.items():
             value = getattr(self, name)
@@ -84,12 +86,14 @@ class FleetProblem:
                 continue
             if np.shape(value) != shape:
                 raise ProblemError(f"{name} has shape {np.shape(value)}, the types, classes and resources ask for {shape}")
-            if name != "roles" and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) >= 0)):
+            least = -1 if name == "follows" else 0
+            if name != "roles" and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) >= least)):
                 raise ProblemError(f"{name} must be finite and not negative")
         if np.any((self.utilisation <= 0) | (self.utilisation > 1)):
             raise ProblemError("utilisation must lie in (0, 1]")
-        if (self.present is None) != (self.change_cost is None):
-            raise ProblemError("present and change_cost belong together; give both or neither")
+        given = (self.present is not None) + (self.follows is not None)
+        if given != (self.change_cost is not None):
+            raise ProblemError("present (or follows) and change_cost belong together; give both or neither")
 
     @property
     def prefills(self) -> tuple[int, ...]:
@@ -117,14 +121,29 @@ class FleetProblem:
             useful = sum(self.load(a, j) for j in range(len(self.classes)) if self.serves(a, j))
             rounded = sum(np.ceil(self.load(a, j) - TOLERANCE) for j in range(len(self.classes)) if self.serves(a, j))
             found[a] = int(rounded if self.whole else np.ceil(useful - TOLERANCE)) + int(lost[a]) if useful > 0 else 0
-        return found if self.present is None else np.maximum(found, self.present)
+        if self.present is not None:
+            found = np.maximum(found, self.present)
+        if self.follows is not None:  # replicas may be kept through a quiet period
+            while np.any(grown := (self.follows >= 0) & (found < found[self.follows])):
+                found[grown] = found[self.follows][grown]
+        return found
+
+    def before(self, counts: Int64[Array, " A"]) -> Int64[Array, " A"]:
+        """Return the replicas of each type before a change to the given ones; the given ones where nothing is known."""
+        if self.present is not None:
+            return self.present
+        if self.follows is not None:
+            return np.where(self.follows >= 0, counts[self.follows], counts)
+        return counts
+
+    def fleet_cost(self, counts: Int64[Array, " A"]) -> float:
+        """Return the cost of replicas and of changes, without that of requests."""
+        value = float(self.cost @ counts)
+        return value if self.change_cost is None else value + float(self.change_cost @ np.abs(counts - self.before(counts)))
 
     def value(self, plan: FleetPlan) -> float:
         """Return the objective of a plan."""
-        value = float(self.cost @ plan.counts + (self.request_cost * plan.routed_per_s).sum())
-        if self.present is not None and self.change_cost is not None:
-            value += float(self.change_cost @ np.abs(plan.counts - self.present))
-        return value
+        return self.fleet_cost(plan.counts) + float((self.request_cost * plan.routed_per_s).sum())
 
     def violations(self, plan: FleetPlan) -> list[str]:
         """List every rule that a plan breaks; the failures that it must survive are `optsched.capacity.survival`'s to check."""

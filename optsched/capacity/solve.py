@@ -52,7 +52,8 @@ class FleetAnswer:
     plan
         Counts and routing.
     status
-        OPTIMAL: no fleet is cheaper. FEASIBLE: a limit on time or gap was met first.
+        OPTIMAL: no fleet is cheaper by more than the tolerance of floating-point solvers, `PROVEN`, whatever gap was allowed.
+        FEASIBLE: a limit on time or gap was met first.
     value, bound
         Of the objective.
     insured
@@ -126,7 +127,9 @@ def relaxed_value(problem: FleetProblem) -> float:
 
 def fewest_relaxations(problem: FleetProblem) -> tuple[Relaxation, ...]:
     """Return the fewest limits that have to be relaxed, and by how much at least; empty if relaxing all does not help."""
-    formulation = FleetFormulation(replace(problem, limits=np.full(len(problem.limits), 1e12), present=None, change_cost=None))
+    formulation = FleetFormulation(
+        replace(problem, limits=np.full(len(problem.limits), 1e12), present=None, follows=None, change_cost=None)
+    )
     program, types = formulation.program, range(len(problem.types))
     for failed in types if problem.lost is not None else ():
         if problem.lost is not None and problem.lost[failed] and formulation.ceiling[failed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from optsched.cli.asked import THEIR_OWN, Conversations, read_scenario
 from optsched.cli.comparison import comparison_json, print_comparison
 from optsched.cli.output import emit_json, metrics_rows, print_line, print_table, progress, warn
 from optsched.domain.plan import Certificate, Plan
@@ -20,10 +21,8 @@ def plan(
     scenario: str,
     /,
     *,
-    trace: Path | None = None,
-    rate: float | None = None,
+    conversations: Conversations = THEIR_OWN,
     policy: tuple[str, ...] = (),
-    seed: int | None = None,
     clock: Literal["true", "paper"] = "true",
     compare: bool = False,
     timeline: Path | None = None,
@@ -36,14 +35,10 @@ def plan(
     ----------
     scenario
         A scenario file (.toml), or the name of a packaged one (optsched show scenarios).
-    trace
-        Take the conversations from this trace instead of the scenario's source.
-    rate
-        Conversations per second, instead of the scenario's rate.
+    conversations
+        Which conversations.
     policy
         Placement or batching policy, instead of the scenario's; twice for both.
-    seed
-        Seed of arrivals and lengths, instead of the scenario's.
     clock
         true: latencies count from arrival. paper: prefiller queueing and decoder-admission waits are left out.
     compare
@@ -56,24 +51,24 @@ def plan(
     json
         Print the plan as one JSON object; with --compare it has a key "comparison" more than the plan's file.
     """
-    from optsched import catalog, files
-    from optsched.cli.checks import policies, positive
+    from optsched import files
+    from optsched.cli.checks import policies
     from optsched.planner.plan import plan_scenario
     from optsched.planner.replan import scenario_with_batching
     from optsched.report.timeline import check_timeline, save_timeline
 
     check_timeline(timeline)
     placement, batching = policies(policy)
-    path, asked = catalog.scenario_path(scenario), catalog.scenario(scenario)
+    base, asked = read_scenario(scenario)
     if batching is not None:
         asked = scenario_with_batching(asked, batching)
     with progress("planning") as advance:
         planned = plan_scenario(
             asked,
-            base=path.parent,
-            trace=trace,
-            rate_per_s=positive("--rate", rate),
-            seed=seed,
+            base=base,
+            trace=conversations.trace,
+            rate_per_s=conversations.rate_per_s,
+            seed=conversations.seed,
             policy=placement,
             clock=clock,
             progress=advance,

@@ -49,7 +49,13 @@ class Supply(Frozen):
 
 
 class FleetEntry(Frozen):
-    """Replicas that are fixed: `count` replicas of tp x pp GPUs each."""
+    """Replicas that are fixed: `count` replicas of tp x pp GPUs each.
+
+    Attributes
+    ----------
+    service
+        Name of the ``[[service]]`` that they serve; absent: any.
+    """
 
     gpu: str
     power_cap_w: float | None = Field(default=None, gt=0)
@@ -58,6 +64,7 @@ class FleetEntry(Frozen):
     tp: int = Field(default=1, gt=0)
     pp: int = Field(default=1, gt=0)
     max_batched_tokens: int | None = Field(default=None, gt=0)
+    service: str | None = None
 
 
 class LatencyTarget(Frozen):
@@ -176,6 +183,26 @@ class Scenario(Frozen):
     periods: tuple[Period, ...] = Field(default=(), alias="period")
     transfer_link: str | None = None
 
+    @property
+    def all_services(self) -> tuple[Service, ...]:
+        """The services, or the only one, named after its llm."""
+        if self.llm is None or self.workload is None:
+            return self.services
+        return (Service(name=self.llm, llm=self.llm, workload=self.workload, slo=self.slo),)
+
+    def only(self, service: Service) -> Scenario:
+        """Return the scenario of one of its services alone."""
+        if not self.services:
+            return self
+
+        def mine(fleet: tuple[FleetEntry, ...]) -> tuple[FleetEntry, ...]:
+            return tuple(entry.replace(service=None) for entry in fleet if entry.service in (None, service.name))
+
+        current = self.current.replace(fleet=mine(self.current.fleet)) if self.current else None
+        return self.replace(
+            llm=service.llm, workload=service.workload, slo=service.slo, services=(), fleet=mine(self.fleet), current=current
+        )
+
     @model_validator(mode="after")
     def _one_service_or_several(self) -> Self:
         if bool(self.services) == (self.llm is not None or self.workload is not None):
@@ -185,6 +212,11 @@ class Scenario(Frozen):
         names = [service.name for service in self.services]
         if len(set(names)) != len(names):
             raise ValueError(f"service names must differ: {', '.join(names)}")
+        current = () if self.current is None else self.current.fleet
+        for entry in (*self.fleet, *current):
+            if entry.service is not None and entry.service not in names:
+                known = f"there are {', '.join(names)}" if names else "there is no [[service]]"
+                raise ValueError(f"a fleet entry serves {entry.service!r}, {known}; leave out the key, or mend the name")
         return self
 
     @model_validator(mode="after")

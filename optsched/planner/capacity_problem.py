@@ -2,68 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
-from optsched import catalog
 from optsched.capacity.classes import LengthClass, length_classes
-from optsched.capacity.columns import Columns, Targets, dominated, evaluate_columns
+from optsched.capacity.columns import Columns, dominated, evaluate_columns
 from optsched.capacity.problem import FleetProblem
-from optsched.domain.llm import Llm
-from optsched.domain.plan import PlanReplica, Standalone
-from optsched.domain.scenario import FleetEntry, LatencyTarget, Objective, Role, Scenario, Slo
-from optsched.domain.standalone import standalone_latency
-from optsched.domain.workload import Workload
-from optsched.errors import InfeasibleError, OptschedError
-from optsched.planner.replicas import make_replica, standalone_reference
+from optsched.domain.plan import PlanReplica
+from optsched.domain.scenario import FleetEntry, Objective, Scenario
+from optsched.errors import InfeasibleError
+from optsched.planner.capacity_pools import Pool
+from optsched.planner.capacity_targets import targets_of
+from optsched.planner.capacity_types import (
+    Dropped,
+    cap_w,
+    costs,
+    label,
+    lost_in_a_failure,
+    objective_of,
+    present_counts,
+    replica_types,
+    resources,
+)  # fmt: skip
+from optsched.planner.replicas import standalone_reference
 
-ROLES: tuple[Role, ...] = ("mixed", "prefill", "decode")
+Array = np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A replica type that takes no part, and why."""
+@dataclass(frozen=True, eq=False, slots=True)
+class PoolColumns:
+    """The replica types of one pool, and what each sustains of its classes.
 
-    label: str
-    reason: str
+    Attributes
+    ----------
+    entries
+        A fleet entry of one replica for each type.
+    present
+        Replicas that run today; None if nobody says.
+    """
+
+    pool: Pool
+    entries: tuple[FleetEntry, ...]
+    columns: Columns
+    classes: tuple[LengthClass, ...]
+    dropped: tuple[Dropped, ...]
+    present: Int64[Array, " A"] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class CapacityProblem:
     """A fleet problem with what it was made of.
 
     Attributes
     ----------
-    problem, columns
-        What is solved; types and columns are in the same order.
-    entries
-        A fleet entry of one replica for each type.
-    classes
-        The conversations' classes.
-    dropped
-        Types that were considered and left out.
+    problem
+        What is solved. Its types and classes are those of all pools, one pool after the other.
+    objective
+        What it minimises; over all hours where there are periods.
+    parts
+        Of each pool.
     """
 
     problem: FleetProblem
-    columns: Columns
-    entries: tuple[FleetEntry, ...]
-    classes: tuple[LengthClass, ...]
-    dropped: tuple[Dropped, ...]
+    objective: Objective
+    parts: tuple[PoolColumns, ...]
+
+    @property
+    def pool_of_type(self) -> Int64[Array, " A"]:
+        """Index of the pool that each type serves."""
+        return np.repeat(np.arange(len(self.parts)), [len(part.entries) for part in self.parts])
+
+    @property
+    def replicas(self) -> tuple[PlanReplica, ...]:
+        """One replica of each type."""
+        return tuple(replica for part in self.parts for replica in part.columns.replicas)
+
+    @property
+    def dropped(self) -> tuple[Dropped, ...]:
+        """Types that were considered and left out."""
+        return tuple(each for part in self.parts for each in part.dropped)
+
+    def counts_of(self, index: int, counts: Int64[Array, " A"]) -> Int64[Array, " a"]:
+        """Return the counts of one pool's types."""
+        return np.asarray(counts[self.pool_of_type == index])
+
+    def fleet(self, index: int, counts: Int64[Array, " A"]) -> tuple[FleetEntry, ...]:
+        """Return one pool's fleet entries of so many replicas of each type."""
+        mine = zip(self.parts[index].entries, self.counts_of(index, counts).tolist(), strict=True)
+        return tuple(entry.replace(count=count) for entry, count in mine if count > 0)
+
+    def usd_per_hour(self, counts: Int64[Array, " A"]) -> float:
+        """Return the price of a fleet, on average over its periods."""
+        return self._mean_over_periods(np.array([replica.usd_per_hour for replica in self.replicas]) * counts)
+
+    def power_w(self, counts: Int64[Array, " A"]) -> float:
+        """Return the sum of the power caps of a fleet, on average over its periods."""
+        return self._mean_over_periods(np.array([cap_w(replica) for replica in self.replicas]) * counts)
+
+    def _mean_over_periods(self, per_type: Float64[Array, " A"]) -> float:
+        hours = {part.pool.period: part.pool.hours for part in self.parts}
+        mine = np.array([self.parts[index].pool.hours for index in self.pool_of_type])
+        return float(mine @ per_type) / sum(hours.values())
 
 
-def capacity_problem(
-    scenario: Scenario, llm: Llm, workload: Workload, rate_per_s: float, tightness: float = 1.0
-) -> CapacityProblem:
-    """Build the fleet problem of a scenario.
+def pool_columns(scenario: Scenario, pool: Pool, tightness: float = 1.0) -> PoolColumns:
+    """Return the types worth having for one pool: those that serve something, and that no other replaces.
 
     Parameters
     ----------
-    scenario, llm, workload
+    scenario
         What is asked.
-    rate_per_s
-        Conversations per second.
+    pool
+        One of its pools.
     tightness
         Factor on all latency targets.
 
@@ -72,163 +125,121 @@ def capacity_problem(
     InfeasibleError
         If no gpu of the supply holds the llm.
     """
-    types, dropped = [], []
-    for entry in candidate_entries(scenario):
-        try:
-            types.append((entry, make_replica(llm, entry, label(entry), scenario.engine.block_tokens)))
-        except OptschedError as error:
-            dropped.append(Dropped(label(entry), str(error)))
-    if not types:
-        raise InfeasibleError(dropped[0].reason if dropped else "The supply is empty.")
-    reference = standalone_reference(llm, scenario)
-    classes = length_classes(llm.name, workload)
+    alone = scenario.only(pool.service)
+    types, dropped = replica_types(alone, pool.llm)
+    targets = targets_of(pool.service.slo, standalone_reference(pool.llm, alone), pool.workload, tightness)
+    classes = length_classes(pool.name or pool.service.name, pool.workload)
+    engine = scenario.engine
     columns = evaluate_columns(
-        [replica for _, replica in types], classes, targets_of(scenario.slo, reference, workload, tightness),
-        block_tokens=scenario.engine.block_tokens, max_batched_tokens=scenario.engine.max_batched_tokens,
-        max_sequences=scenario.engine.max_sequences,
+        [each.replica for each in types], classes, targets, block_tokens=engine.block_tokens,
+        max_batched_tokens=engine.max_batched_tokens, max_sequences=engine.max_sequences,
     )  # fmt: skip
-    demand = rate_per_s * np.array([each.share for each in classes])
-    cost, request_cost = _costs(scenario, columns)
-    resources, uses, limits = _resources(scenario, columns)
-    keep, why = [], dominated(columns, cost, uses)
-    for a, (entry, _) in enumerate(types):
-        if not columns.rate_per_s[a].any():
+    objective = objective_of(scenario)
+    _, uses, _ = resources(alone, columns.replicas)
+    instead = dominated(columns, costs(objective, columns)[0], uses)
+    entries = tuple(each.entry for each in types)
+    present = present_counts(alone, entries)
+    keep = []
+    for a, entry in enumerate(entries):
+        better, runs = instead[a], present is not None and present[a] > 0
+        if not columns.rate_per_s[a].any() and not runs:
             dropped.append(Dropped(label(entry), columns.reason[a][0]))
-        elif (better := why[a]) is not None:
-            dropped.append(
-                Dropped(label(entry), f"{label(types[better][0])} is as fast on every class, and costs and takes no more")
-            )
+        elif better is not None and not runs:
+            why = f"{label(entries[better])} is as fast on every class, and costs and takes no more"
+            dropped.append(Dropped(label(entry), why))
         else:
             keep.append(a)
-    columns = Columns(
-        tuple(columns.replicas[a] for a in keep), columns.rate_per_s[keep], columns.batch[keep], columns.joules[keep],
-        tuple(columns.reason[a] for a in keep),
-    )  # fmt: skip
-    entries = tuple(types[a][0] for a in keep)
-    present, change_cost = _present(scenario, entries)
-    problem = FleetProblem(
-        classes=tuple(each.name for each in classes), demand_per_s=demand,
-        types=tuple(label(entry) for entry in entries), roles=tuple(entry.role for entry in entries),
-        rate_per_s=columns.rate_per_s, cost=cost[keep], request_cost=request_cost[keep], resources=resources, uses=uses[keep],
-        limits=limits, lost=_lost(scenario, entries), present=present, change_cost=change_cost,
-    )  # fmt: skip
-    return CapacityProblem(problem, columns, entries, tuple(classes), tuple(dropped))
+    if not keep:
+        raise InfeasibleError(f"No replica type serves anything: {dropped[-1].label}: {dropped[-1].reason}. Loosen the targets.")
+    kept = None if present is None else present[keep]
+    return PoolColumns(pool, tuple(entries[a] for a in keep), columns.of(keep), tuple(classes), tuple(dropped), kept)
 
 
-def candidate_entries(scenario: Scenario) -> Iterator[FleetEntry]:
-    """Yield one replica of every gpu, cap, tensor-parallel degree within a node and role, or of the scenario's own fleet."""
-    if scenario.fleet:
-        yield from (entry.replace(count=1) for entry in scenario.fleet)
-        return
-    for name, supply in scenario.supply.items():
-        sheet = catalog.gpu(name).datasheet
-        largest = min(supply.limit, supply.gpus_per_node or sheet.gpus_per_node)
-        for cap in supply.power_caps_w or (sheet.power_w,):
-            tp = 1
-            while tp <= largest:
-                yield from (FleetEntry(gpu=name, power_cap_w=cap, role=role, tp=tp) for role in ROLES)
-                tp *= 2
+def capacity_problem(scenario: Scenario, pools: Sequence[Pool], tightness: float = 1.0) -> CapacityProblem:
+    """Build the fleet problem of a scenario's pools.
 
+    Parameters
+    ----------
+    scenario
+        What is asked.
+    pools
+        Whom the fleet serves.
+    tightness
+        Factor on all latency targets.
 
-def label(entry: FleetEntry) -> str:
-    """Return the name of a replica type: gpu, cap, GPUs per replica, and role."""
-    cap = "" if entry.power_cap_w is None else f"@{entry.power_cap_w:g}W"
-    return f"{entry.gpu}{cap} x{entry.tp * entry.pp} {entry.role}"
-
-
-def targets_of(slo: Slo, reference: Standalone, workload: Workload, tightness: float = 1.0) -> Targets:
-    """Return what a column is held to.
-
-    Seconds are taken as they are. A multiple of the standalone latency becomes that multiple of the median standalone time: of
-    the first token for TTFT, and between tokens for the others, whose conversations it stretches as a whole.
+    Raises
+    ------
+    InfeasibleError
+        If no gpu of the supply holds an llm.
     """
-    alone = standalone_latency(workload, reference.coefficients, reference.max_batched_tokens)
-    token_s = float(np.median(alone.last_turn_tbt_s[alone.last_turn_tbt_s > 0])) if np.any(alone.last_turn_tbt_s > 0) else None
-
-    def least(targets: list[LatencyTarget | None], seconds: bool) -> float | None:
-        given = []
-        for target in targets:
-            if target is not None and target.seconds is not None and seconds:
-                given.append(target.seconds)
-            elif target is not None and target.standalone_factor is not None and token_s is not None:
-                given.append(target.standalone_factor * token_s)
-        return tightness * min(given) if given else None
-
-    stretched = least([slo.ttfet, slo.e2e], seconds=False)
-    steady = least([slo.tbt, slo.tpot], seconds=True)
-    both = [each for each in (stretched, steady) if each is not None]
-    first_s = None
-    if slo.ttft is not None and slo.ttft.seconds is not None:
-        first_s = tightness * slo.ttft.seconds
-    return Targets(first_s, min(both) if both else None)
-
-
-def objective_of(scenario: Scenario) -> Objective:
-    """Return what capacity minimises: the first of a scenario's objectives that is a cost, else money."""
-    costs: tuple[Objective, ...] = ("cost", "energy", "gpus")
-    return next((each for each in scenario.objective.minimise if each in costs), "cost")
+    columns = {(pool.service.name, pool.period): pool_columns(scenario, pool, tightness) for pool in pools if pool.period == 0}
+    parts = [_in_period(columns[pool.service.name, 0], pool) for pool in pools]
+    objective = objective_of(scenario)
+    labels = [f"{part.pool.name}: {label(entry)}" if part.pool.name else label(entry) for part in parts for entry in part.entries]
+    names, uses, limits = _resources(scenario, parts)
+    rates = _blocks([part.columns.rate_per_s for part in parts])
+    own = [costs(objective, part.columns) for part in parts]
+    request_cost = _blocks([per_request * part.pool.hours for (_, per_request), part in zip(own, parts, strict=True)])
+    entries = [entry for part in parts for entry in part.entries]
+    follows = _follows(parts)
+    change = None if scenario.current is None else np.full(len(entries), scenario.current.cost_of_change_usd)
+    problem = FleetProblem(
+        classes=tuple(each.name for part in parts for each in part.classes),
+        demand_per_s=np.concatenate([part.pool.rate_per_s * np.array([c.share for c in part.classes]) for part in parts]),
+        types=tuple(labels), roles=tuple(entry.role for entry in entries), rate_per_s=rates,
+        cost=np.concatenate([cost * part.pool.hours for (cost, _), part in zip(own, parts, strict=True)]),
+        request_cost=request_cost, resources=names, uses=uses, limits=limits, lost=lost_in_a_failure(scenario, entries),
+        present=_present(parts) if follows is None else None, follows=None if change is None else follows, change_cost=change,
+    )  # fmt: skip
+    return CapacityProblem(problem, objective, tuple(parts))
 
 
-def _costs(scenario: Scenario, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first objective per replica, and per conversation per second."""
-    objective, none = objective_of(scenario), np.zeros(columns.rate_per_s.shape)
-    if objective == "energy":
-        return np.array([replica.coefficients.idle_w for replica in columns.replicas]), columns.joules
-    if objective == "gpus":
-        return np.array([float(replica.tp * replica.pp) for replica in columns.replicas]), none
-    return np.array([replica.usd_per_hour for replica in columns.replicas]), none
+def _in_period(part: PoolColumns, pool: Pool) -> PoolColumns:
+    """Return the columns of the same service in another period: the same conversations at another rate."""
+    if pool is part.pool:
+        return part
+    renamed = tuple(replace(each, name=each.name.replace(part.pool.name, pool.name, 1)) for each in part.classes)
+    return replace(part, pool=pool, classes=renamed, dropped=())
 
 
-def _resources(scenario: Scenario, columns: Columns) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    names = [f"supply.{name}" for name in scenario.supply]
-    limits = [float(supply.limit) for supply in scenario.supply.values()]
-    gpus = [replica.tp * replica.pp for replica in columns.replicas]
-    uses = [[float(n) if r.gpu == name else 0.0 for name in scenario.supply] for r, n in zip(columns.replicas, gpus, strict=True)]
-    extra = (
-        ("limits.power_w", scenario.limits.power_w, [r.power_cap_w * n for r, n in zip(columns.replicas, gpus, strict=True)]),
-        ("limits.usd_per_hour", scenario.limits.usd_per_hour, [r.usd_per_hour for r in columns.replicas]),
-    )
-    for name, limit, used in extra:
-        if limit is not None:
-            names.append(name)
-            limits.append(limit)
-            for row, value in zip(uses, used, strict=True):
-                row.append(value)
-    return tuple(names), np.array(uses), np.array(limits)
+def _blocks(matrices: Sequence[Float64[Array, "a j"]]) -> Float64[Array, "A J"]:
+    """Return matrices along a diagonal: no pool's types serve another's classes."""
+    found = np.zeros((sum(len(each) for each in matrices), sum(each.shape[1] for each in matrices)))
+    row = column = 0
+    for each in matrices:
+        found[row : row + len(each), column : column + each.shape[1]] = each
+        row, column = row + len(each), column + each.shape[1]
+    return found
 
 
-def _lost(scenario: Scenario, entries: tuple[FleetEntry, ...]) -> np.ndarray | None:
-    if scenario.limits.survive == "none":
+def _resources(
+    scenario: Scenario, parts: Sequence[PoolColumns]
+) -> tuple[tuple[str, ...], Float64[Array, "A K"], Float64[Array, " K"]]:
+    """Return what there is only so much of, in each period anew."""
+    replicas = [replica for part in parts for replica in part.columns.replicas]
+    names, uses, limits = resources(scenario, replicas)
+    period = np.repeat([part.pool.period for part in parts], [len(part.entries) for part in parts])
+    number = int(period.max()) + 1
+    if number == 1:
+        return names, uses, limits
+    suffix = {part.pool.period: part.pool.name.rpartition(", ")[2] for part in parts}
+    every = tuple(f"{name} ({suffix[index]})" for index in range(number) for name in names)
+    return every, np.hstack([uses * (period == index)[:, None] for index in range(number)]), np.tile(limits, number)
+
+
+def _present(parts: Sequence[PoolColumns]) -> Int64[Array, " A"] | None:
+    given = [part.present for part in parts if part.present is not None]
+    return np.concatenate(given) if given else None
+
+
+def _follows(parts: Sequence[PoolColumns]) -> Int64[Array, " A"] | None:
+    """Return for each type itself in the period before, that of the first period being the last; None with one period."""
+    last = max(part.pool.period for part in parts)
+    if last == 0:
         return None
-    if scenario.limits.survive == "replica":
-        return np.ones(len(entries), np.int64)
-    nodes = {name: supply.gpus_per_node or catalog.gpu(name).datasheet.gpus_per_node for name, supply in scenario.supply.items()}
-    return np.array([max(1, nodes[entry.gpu] // (entry.tp * entry.pp)) for entry in entries], np.int64)
-
-
-def _present(scenario: Scenario, entries: tuple[FleetEntry, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return the replicas of each type that run today, and the cost of changing one; what no type stands for goes in any case."""
-    if scenario.current is None:
-        return None, None
-    now: dict[str, int] = {}
-    for entry in scenario.current.fleet:
-        sheet = catalog.gpu(entry.gpu).datasheet
-        named = label(entry.replace(power_cap_w=entry.power_cap_w or sheet.power_w))
-        now[named] = now.get(named, 0) + entry.count
-    present = np.array([now.get(label(entry), 0) for entry in entries], np.int64)
-    return present, np.full(len(entries), scenario.current.cost_of_change_usd)
-
-
-def replicas_of(problem: CapacityProblem, counts: np.ndarray) -> tuple[FleetEntry, ...]:
-    """Return the fleet entries of so many replicas of each type."""
-    return tuple(entry.replace(count=int(count)) for entry, count in zip(problem.entries, counts, strict=True) if count > 0)
-
-
-def watts(problem: CapacityProblem, counts: np.ndarray) -> float:
-    """Return the sum of the power caps of a fleet."""
-    caps = [_cap_w(replica) for replica in problem.columns.replicas]
-    return float(np.dot(counts, caps))
-
-
-def _cap_w(replica: PlanReplica) -> float:
-    return replica.power_cap_w * replica.tp * replica.pp
+    start, first = {}, 0
+    for part in parts:
+        start[part.pool.service.name, part.pool.period] = first
+        first += len(part.entries)
+    found = [np.arange(len(part.entries)) + start[part.pool.service.name, (part.pool.period - 1) % (last + 1)] for part in parts]
+    return np.concatenate(found).astype(np.int64)

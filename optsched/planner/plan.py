@@ -132,6 +132,31 @@ def plan_scenario(
     return Planned(plan, workload, best.log, simulated, tried)
 
 
+def plan_draft(scenario: Scenario, draft: Plan, workload: Workload) -> Planned:
+    """Return the plan that a draft makes as it stands, with its figures and certificate.
+
+    Parameters
+    ----------
+    scenario
+        What is asked.
+    draft
+        Replicas and policies, as of `drafts_of`.
+    workload
+        The conversations.
+
+    Raises
+    ------
+    InfeasibleError
+        If a conversation fits no replica.
+    """
+    log = simulate(draft, workload, seed=draft.workload.seed)
+    metrics = measure_plan(draft, log, workload)
+    objective = scenario.objective.minimise[0]
+    chosen = _Candidate(rank(scenario, draft, metrics), draft, log, metrics)
+    plan = _finish(chosen, workload, objective, bound_of(draft, workload, objective), "policy")
+    return Planned(plan, workload, log, simulated_value(objective, metrics, workload, log), 1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     rank: tuple[float, ...]

@@ -185,7 +185,7 @@ def test_broken_plans_are_told_apart() -> None:
         ({"cost": np.array([1.0])}, "cost has shape"),
         ({"cost": np.array([1.0, -1.0])}, "cost must be finite and not negative"),
         ({"utilisation": np.array([1.0, 1.5])}, "utilisation must lie in"),
-        ({"present": np.array([1, 1])}, "present and change_cost belong together"),
+        ({"present": np.array([1, 1])}, r"present \(or follows\) and change_cost belong together"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, np.ndarray], message: str) -> None:

@@ -10,9 +10,13 @@ import pytest
 from optsched import catalog
 from optsched.capacity.solve import FleetInfeasibleError
 from optsched.cli import invoke
-from optsched.domain.scenario import Limits
+from optsched.cli.capacity_answer import print_capacity
+from optsched.domain.scenario import LatencyTarget, Limits
 from optsched.errors import SpecError
 from optsched.planner.capacity import capacity
+from optsched.planner.capacity_answer import slo_price
+from optsched.planner.capacity_pools import pools_of
+from optsched.planner.capacity_problem import pool_columns
 
 CHAT = catalog.scenario("chat-l4")
 
@@ -28,7 +32,7 @@ def test_every_target_is_kept_and_no_replica_can_be_spared(found) -> None:
     assert metrics.slo_violations["tbt"] <= 0.05
     assert sum(entry.count for entry in found.fleet) == 2
     assert found.iterations[0].met
-    assert not any(each.met for each in found.iterations if each.utilisation is None)
+    assert not any(each.met for each in found.iterations if each.origin == "one fewer")
 
 
 def test_the_bound_is_below_the_value_and_the_price_is_the_fleet_s(found) -> None:
@@ -56,20 +60,34 @@ def test_less_traffic_needs_no_more_and_more_traffic_names_the_limit(found) -> N
     assert limit.needed > 4
 
 
-def test_a_workload_that_ends_may_be_served_by_less_than_one_that_does_not() -> None:
+def test_a_workload_that_ends_may_be_served_by_less_than_one_that_does_not(capsys) -> None:
     """Four A40 cannot serve 1.5 agents per second for ever, but 255 of them."""
     found = capacity(catalog.scenario("swe-agent-a40"))
     assert 0.5 < found.sustained < 1
     assert found.certificate.status == "FEASIBLE"
     assert found.certificate.bound == 0
+    assert {each.origin for each in found.iterations} <= {"whole supply", "one fewer"}
     metrics = found.planned.plan.predicted
     assert max(metrics.slo_violations["ttfet"], metrics.slo_violations["tbt"]) <= 0.05
+    print_capacity(found, explain=False)
+    out, err = capsys.readouterr()
+    assert "no bound is proven" in out
+    assert "for ever" in err
 
 
 def test_a_fleet_that_survives_a_failure_has_one_more(found) -> None:
     roomy = CHAT.replace(supply={"l4": CHAT.supply["l4"].replace(count=4)}, limits=Limits(survive="replica"))
     safe = capacity(roomy, rate_per_s=0.4)
     assert sum(entry.count for entry in safe.fleet) == 3
+
+
+def test_targets_that_cannot_be_tightened_have_no_price() -> None:
+    (pool,) = pools_of(CHAT, None, None, 0.1, None)
+    one_at_a_time = CHAT.replace(engine=CHAT.engine.replace(max_sequences=1))
+    alone_s = float(pool_columns(one_at_a_time, pool).columns.token_s.max())
+    for factor, priced in ((1.005, False), (1.5, True)):
+        held = CHAT.replace(slo=CHAT.slo.replace(tbt=LatencyTarget(seconds=factor * alone_s)))
+        assert (slo_price(held, list(pools_of(held, None, None, 0.1, None))) is not None) == priced
 
 
 def test_what_capacity_does_not_plan_is_refused() -> None:

@@ -97,19 +97,58 @@ def load_log(path: Path | str) -> tuple[ExecutionLog, Plan | None]:
     SpecError
         If the file is absent, damaged or no optsched log.
     """
+    path = Path(path)
+    table, facts = _read(path)
+    return _log_of(table, _turns_of(table), facts), _plan_of(facts, path)
+
+
+def load_logged(path: Path | str) -> tuple[ExecutionLog, Plan | None, Workload]:
+    """Read a log, its plan, and the conversations that were executed, as the log's own turns tell them.
+
+    Gaps are those that passed between a turn's end and the next one's arrival; prompts that shared blocks are not told. What
+    never arrived since the execution was cut short counts as arriving with what came last.
+
+    Raises
+    ------
+    SpecError
+        If the file is absent, damaged or no optsched log.
+    """
+    path = Path(path)
+    table, facts = _read(path)
+    turns = _turns_of(table)
+    log = _log_of(table, turns, facts)
+    first = np.flatnonzero(turns["turn"].to_numpy() == 0)
+    gap_s = np.zeros(turns.height)
+    gap_s[1:] = log.arrival_s[1:] - log.end_s[:-1]
+    gap_s[first] = 0.0
+    workload = Workload(
+        conversation_id=np.arange(len(first)),
+        arrival_s=np.maximum.accumulate(np.nan_to_num(np.maximum(log.arrival_s[first], 0.0))),
+        first_turn=np.append(first, turns.height).astype(np.int64),
+        new_tokens=turns["new_tokens"].to_numpy().astype(np.int64),
+        output_tokens=turns["output_tokens"].to_numpy().astype(np.int64),
+        gap_s=np.nan_to_num(np.maximum(gap_s, 0.0)),
+    )
+    return log, _plan_of(facts, path), workload
+
+
+def _read(path: Path) -> tuple[polars.DataFrame, dict[str, Any]]:
     import polars as pl
 
-    path = Path(path)
     content = opened(path)
     try:
         facts = json.loads(pl.read_parquet_metadata(io.BytesIO(content))["optsched"])
-        table = pl.read_parquet(io.BytesIO(content))
+        return pl.read_parquet(io.BytesIO(content)), facts
     except (pl.exceptions.PolarsError, OSError) as error:
         raise SpecError("not a readable Parquet file; is it truncated?", file=path) from error
     except (KeyError, ValueError) as error:
         raise SpecError("a Parquet file, but no optsched log; was another file meant?", file=path) from error
-    turns = table.filter(pl.col("kind") == "turn")
-    return _log_of(table, turns, facts), _plan_of(facts, path)
+
+
+def _turns_of(table: polars.DataFrame) -> polars.DataFrame:
+    import polars as pl
+
+    return table.filter(pl.col("kind") == "turn")
 
 
 def _plan_of(facts: dict[str, Any], path: Path) -> Plan | None:

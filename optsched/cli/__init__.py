@@ -20,6 +20,7 @@ _COMMANDS = (
     ("simulate", "Execute a plan or a scenario on a virtual clock."),
     ("run", "Execute a plan on real torch workers and compare with the prediction."),
     ("calibrate", "Measure this machine and write its tier file."),
+    ("report", "Make one self-contained page of a plan, a log or a capacity answer."),
     ("trace", "Import, describe or synthesise workloads."),
     ("repro", "Run a paper's experiments again and say which of its claims come out."),
     ("warm-up", "Compile the numba kernels ahead of their first use."),

@@ -7,7 +7,8 @@ from typing import Literal
 
 from optsched.batching import BatchProblem, Solved
 from optsched.cli.checks import positive
-from optsched.cli.output import emit_json, print_line, print_table, progress, seconds
+from optsched.cli.output import emit_json, print_line, print_table, progress
+from optsched.report.numbers import seconds
 
 _OPTIONS = ("skip", "hidden", "KV")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from optsched.cli.output import print_line, print_table, seconds
+from optsched.cli.output import print_line, print_table
+from optsched.report.numbers import seconds
 
 if TYPE_CHECKING:
     from optsched.domain.plan import Plan

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from optsched import catalog
-from optsched.cli.output import emit_json, print_line, print_table, seconds, warn
+from optsched.cli.output import emit_json, print_line, print_table, warn
+from optsched.report.numbers import seconds
 from optsched.units import human
 
 if TYPE_CHECKING:

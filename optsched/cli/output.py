@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optsched.domain.results import Metrics, Quantiles
+from optsched.report.numbers import seconds
 
 
 def emit_json(value: Mapping[str, object]) -> None:
@@ -63,13 +64,6 @@ def progress(title: str, total: float | None = None) -> Iterator[Advance]:
             bar.update(task, completed=done) if total is None else bar.update(task, completed=done, total=total)
 
         yield advance
-
-
-def seconds(value: float | None) -> str:
-    """Write a duration for people."""
-    if value is None:
-        return "-"
-    return f"{value * 1e3:.3g} ms" if abs(value) < 1 else f"{value:.4g} s"
 
 
 def metrics_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from optsched.cli.output import emit_json, print_line, print_table, progress, seconds, warn
+from optsched.cli.output import emit_json, print_line, print_table, progress, warn
+from optsched.report.numbers import seconds
+from optsched.report.verdicts import LATENCIES
 
 if TYPE_CHECKING:
     from optsched.domain.log import ExecutionLog
     from optsched.domain.plan import Plan
     from optsched.domain.results import Metrics
 
-_LATENCIES = ("ttft_s", "ttfet_s", "tbt_s", "tpot_s", "e2e_s")
-_TITLES = {"ttft_s": "TTFT", "ttfet_s": "TTFET", "tbt_s": "TBT", "tpot_s": "TPOT", "e2e_s": "end to end"}
-_QUANTILES = ("mean", "p50", "p95", "p99")
 _SCALARS = {"makespan_s": "makespan", "tokens_per_s": "output tokens/s"}
 
 
@@ -54,6 +53,7 @@ def run(
     from optsched import files, logfile
     from optsched.cli.checks import positive
     from optsched.domain.accounting import measure_plan
+    from optsched.report.accuracy import relative_errors
     from optsched.report.timeline import check_timeline, save_timeline
     from optsched.runtime.busy import warning as busy_warning
     from optsched.runtime.device import check_device
@@ -100,25 +100,12 @@ def run(
         warn(f"Timeline written to {timeline}")
 
 
-def relative_errors(predicted: Metrics, observed: Metrics) -> dict[str, float]:
-    """Return ``(predicted - observed) / observed`` of every figure that both have, by name (``ttft_s.mean``, ``makespan_s``)."""
-    pairs: dict[str, tuple[float | None, float | None]] = {
-        f"{name}.{quantile}": (getattr(getattr(predicted, name), quantile), getattr(getattr(observed, name), quantile))
-        for name in _LATENCIES
-        for quantile in _QUANTILES
-    }
-    pairs |= {name: (getattr(predicted, name), getattr(observed, name)) for name in _SCALARS}
-    return {name: theirs / ours - 1.0 for name, (theirs, ours) in pairs.items() if theirs is not None and ours}
-
-
 def _print(plan: Plan, log: ExecutionLog, observed: Metrics, errors: dict[str, float], backend: str) -> None:
     rows = []
-    for name in _LATENCIES:
+    for name, title in LATENCIES.items():
         for quantile in ("mean", "p95"):
             values = [getattr(getattr(metrics, name), quantile) for metrics in (plan.predicted, observed)]
-            rows.append(
-                (f"{_TITLES[name]} {quantile}", *(seconds(value) for value in values), _share(errors, f"{name}.{quantile}"))
-            )
+            rows.append((f"{title} {quantile}", *(seconds(value) for value in values), _share(errors, f"{name}.{quantile}")))
     for name, title in _SCALARS.items():
         values = [getattr(metrics, name) for metrics in (plan.predicted, observed)]
         written = [seconds(value) if name.endswith("_s") and name != "tokens_per_s" else f"{value:.4g}" for value in values]

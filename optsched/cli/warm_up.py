@@ -6,7 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from time import perf_counter
 
-from optsched.cli.output import emit_json, print_table, progress, seconds
+from optsched.cli.output import emit_json, print_table, progress
+from optsched.report.numbers import seconds
 
 _LAYERS = {"batching": "optsched.batching.warm_up", "simulator and placement": "optsched.planner.warm_up"}
 

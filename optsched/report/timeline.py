@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -14,7 +13,10 @@ from optsched.domain.plan import Plan, PlanReplica
 from optsched.domain.workload import Workload
 from optsched.errors import SpecError
 from optsched.files import write_atomically
+from optsched.report.charts.ticks import step_of
+from optsched.report.markup import text as _text
 from optsched.report.occupancy import Occupancy, occupancy
+from optsched.report.palette import PAPER, Palette
 from optsched.report.spans import KINDS, Kind, Stay, stays
 
 SUFFIXES = (".svg", ".html")
@@ -25,9 +27,7 @@ _MOST_LANES_IN_ALL = 256
 _COLUMNS_IN_ALL = 24_000
 _LEFT, _WIDTH, _RIGHT, _TOP = 230, 1000, 20, 64
 _LANE, _CACHE, _SPACE = 6, 36, 16
-_COLOUR: dict[Kind, str] = {"prefill": "#d9772b", "transfer": "#7d3c98", "decode": "#3f7fbf"}
 _LAYERS: tuple[Kind, ...] = ("prefill", "decode", "transfer")  # transfers are short, and drawn over the others
-_IDLE, _FULL, _EDGE, _TEXT = "#a3adb8", "#9ecfb0", "#3d8a5a", "#24292f"
 
 
 def check_timeline(path: Path | None) -> None:
@@ -64,12 +64,19 @@ def save_timeline(plan: Plan, log: ExecutionLog, workload: Workload, path: Path)
     write_atomically(path, (drawn if path.suffix.lower() == ".svg" else _page(drawn, _title(plan, log))).encode())
 
 
-def draw_timeline(plan: Plan, log: ExecutionLog, workload: Workload) -> str:
+def draw_timeline(plan: Plan, log: ExecutionLog, workload: Workload, palette: Palette = PAPER) -> str:
     """Return the timeline as one self-contained SVG document.
 
     Each replica has a band: a lane per conversation that is on it, with the turns' prefill and decode and the transfers that
     brought its cache, a thin line while the cache waits for the next turn; and below them its cached tokens. Hovering over a
     span names it. Of many conversations at once those are drawn that find a free lane.
+
+    Parameters
+    ----------
+    plan, log, workload
+        What was planned, what happened (simulated or observed), and what was executed.
+    palette
+        Its colours.
     """
     found = stays(log, workload)
     bands = _bands(plan, found, occupancy(log, workload, len(plan.replicas)))
@@ -77,25 +84,21 @@ def draw_timeline(plan: Plan, log: ExecutionLog, workload: Workload) -> str:
     width, height = _LEFT + _WIDTH + _RIGHT, _TOP + sum(band.height + _SPACE for band in bands)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="11" fill="{_TEXT}">',
-        f'<rect width="100%" height="100%" fill="#ffffff"/><text x="8" y="18" font-size="14">{_text(_title(plan, log))}</text>',
-        *_legend(),
-        *_axis(scale, height),
+        f'font-family="Helvetica, Arial, sans-serif" font-size="11" fill="{palette.text}">',
+        f'<rect width="100%" height="100%" fill="{palette.background}"/>'
+        f'<text x="8" y="18" font-size="14">{_text(_title(plan, log))}</text>',
+        *_legend(palette),
+        *_axis(scale, height, palette),
     ]
     top, columns = _TOP, max(60, min(600, _COLUMNS_IN_ALL // max(1, len(bands))))
     for band in bands:
-        parts += _draw(band, top, scale, np.linspace(0.0, scale.end_s, columns + 1))
+        parts += _draw(band, top, scale, np.linspace(0.0, scale.end_s, columns + 1), palette)
         top += band.height + _SPACE
     return "\n".join([*parts, "</svg>", ""])
 
 
 def _title(plan: Plan, log: ExecutionLog) -> str:
     return f"{plan.llms[0].name}, placement {plan.placement.policy}, batching {plan.batching.policy}, {log.origin}"
-
-
-def _text(name: str) -> str:
-    """Return a user's text as XML may carry it."""
-    return escape("".join(letter for letter in name if letter.isprintable()), {'"': "&quot;"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,29 +161,27 @@ def _lanes(found: Sequence[Stay], most: int) -> list[list[Stay]]:
     return lanes
 
 
-def _legend() -> Iterator[str]:
+def _legend(palette: Palette) -> Iterator[str]:
     left = 8
     entries = [
-        *((kind, _COLOUR[kind]) for kind in KINDS),
-        ("cache kept between turns", _IDLE),
-        ("tokens in cache (dashed: its size)", _FULL),
+        *((kind, getattr(palette, kind)) for kind in KINDS),
+        ("cache kept between turns", palette.idle),
+        ("tokens in cache (dashed: its size)", palette.full),
     ]
     for name, colour in entries:
         yield f'<rect x="{left}" y="28" width="12" height="10" fill="{colour}"/><text x="{left + 16}" y="37">{name}</text>'
         left += 34 + 6 * len(name)
 
 
-def _axis(scale: _Scale, height: int) -> Iterator[str]:
-    raw = scale.end_s / 8
-    power = 10.0 ** np.floor(np.log10(raw))
-    step = float(power * next(m for m in (1, 2, 5, 10) if m * power >= raw))
+def _axis(scale: _Scale, height: int, palette: Palette) -> Iterator[str]:
+    step = step_of(scale.end_s, 8)
     for index in range(int(scale.end_s / step + 1e-9) + 1):
         x = f"{scale.x(index * step):.1f}"
-        yield f'<line x1="{x}" y1="{_TOP - 8}" x2="{x}" y2="{height - 8}" stroke="#e4e8ec"/>'
+        yield f'<line x1="{x}" y1="{_TOP - 8}" x2="{x}" y2="{height - 8}" stroke="{palette.grid}"/>'
         yield f'<text x="{x}" y="{_TOP - 12}" text-anchor="middle">{index * step:g} s</text>'
 
 
-def _draw(band: _Band, top: int, scale: _Scale, edges_s: np.ndarray) -> Iterator[str]:
+def _draw(band: _Band, top: int, scale: _Scale, edges_s: np.ndarray, palette: Palette) -> Iterator[str]:
     replica, floor = band.replica, top + band.height
     shown = f"{band.conversations:,} conversations" + (f", {band.drawn:,} drawn" if band.drawn < band.conversations else "")
     full = f"peak {band.cache.peak:,.0f} of {band.capacity:,} tokens"
@@ -188,19 +189,19 @@ def _draw(band: _Band, top: int, scale: _Scale, edges_s: np.ndarray) -> Iterator
     yield f'<text x="8" y="{top + 12}" font-weight="bold">{_text(replica.id)}</text>'
     yield f'<text x="8" y="{top + 26}">{_text(replica.gpu)} {replica.power_cap_w:g} W, {shown}</text>'
     yield f'<text x="8" y="{floor - 8}">cache: {full}</text>'
-    yield f'<line x1="{_LEFT}" y1="{floor}" x2="{_LEFT + _WIDTH}" y2="{floor}" stroke="#8b949e"/>'
-    yield f'<g fill="{_IDLE}">'
+    yield f'<line x1="{_LEFT}" y1="{floor}" x2="{_LEFT + _WIDTH}" y2="{floor}" stroke="{palette.edge}"/>'
+    yield f'<g fill="{palette.idle}">'
     for y, lane in _rows(band, top):
         yield "".join(_bar(scale, stay.start_s, stay.end_s, y + 2, 1) for stay in lane)
     yield "</g>"
     for kind in _LAYERS:
-        yield f'<g fill="{_COLOUR[kind]}">'
+        yield f'<g fill="{getattr(palette, kind)}">'
         for y, lane in _rows(band, top):
             for span in (span for stay in lane for span in stay.spans if span.kind == kind):
                 told = f"conversation {span.conversation}, turn {span.number}: {kind} {span.start_s:.3f} to {span.end_s:.3f} s"
                 yield _bar(scale, span.start_s, span.end_s, y, _LANE - 1, told, 1.5 if kind == "transfer" else 0.4)
         yield "</g>"
-    yield _area(band, floor, scale, edges_s)
+    yield _area(band, floor, scale, edges_s, palette)
     yield "</g>"
 
 
@@ -214,7 +215,7 @@ def _bar(scale: _Scale, start_s: float, end_s: float, y: int, height: int, told:
     return f"{head}><title>{told}</title></rect>" if told else f"{head}/>"
 
 
-def _area(band: _Band, floor: int, scale: _Scale, edges_s: np.ndarray) -> str:
+def _area(band: _Band, floor: int, scale: _Scale, edges_s: np.ndarray, palette: Palette) -> str:
     """Draw the cached tokens as steps, on one scale for all replicas, and the pool's size where it is near."""
     most, size = band.cache.columns(edges_s), band.scale_tokens
     points = [f"{_LEFT},{floor}"]
@@ -222,12 +223,12 @@ def _area(band: _Band, floor: int, scale: _Scale, edges_s: np.ndarray) -> str:
         y = floor - _CACHE * tokens / size
         points += [f"{scale.x(left):.1f},{y:.1f}", f"{scale.x(right):.1f},{y:.1f}"]
     outline = " ".join([*points, f"{_LEFT + _WIDTH},{floor}"])
-    area = f'<polygon points="{outline}" fill="{_FULL}" stroke="{_EDGE}" stroke-width="0.6"/>'
+    area = f'<polygon points="{outline}" fill="{palette.full}" stroke="{palette.full_edge}" stroke-width="0.6"/>'
     ceiling = floor - _CACHE * band.capacity / size
     if band.capacity > size:
         return area
     ends = f'x1="{_LEFT}" y1="{ceiling:.1f}" x2="{_LEFT + _WIDTH}" y2="{ceiling:.1f}"'
-    return f'{area}<line {ends} stroke="#8b949e" stroke-dasharray="4 3"/>'
+    return f'{area}<line {ends} stroke="{palette.edge}" stroke-dasharray="4 3"/>'
 
 
 _STYLE = "body{margin:0;font-family:Helvetica,Arial,sans-serif}label{display:block;padding:8px}div{overflow-x:auto}"

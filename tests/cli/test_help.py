@@ -9,7 +9,7 @@ import pytest
 
 from optsched.cli import invoke
 
-COMMANDS = ("show", "estimate", "batch", "plan", "simulate", "run", "calibrate", "trace", "repro", "warm-up")
+COMMANDS = ("show", "estimate", "batch", "plan", "simulate", "run", "calibrate", "report", "trace", "repro", "warm-up")
 HEAVY = ("jax", "torch", "pulp", "cvxpy", "numba", "pint", "polars", "numpy")
 
 

@@ -11,13 +11,13 @@ from factories import LAW, NOTHING, make_plan
 
 from optsched import catalog, files
 from optsched.cli import invoke
-from optsched.cli.run import relative_errors
 from optsched.cli.tier_writing import tier_text
 from optsched.domain.hardware import FittedStepLaw, Gpu, Link
 from optsched.domain.plan import Plan, PlanWorkload
 from optsched.domain.results import Quantiles
 from optsched.domain.workload import Arrivals, Recipe
 from optsched.logfile import load_log
+from optsched.report.accuracy import relative_errors
 from optsched.runtime.measure import Measured
 
 _LENGTHS = {"quantiles": ((0, 4), (1, 12))}

@@ -1,0 +1,1 @@
+"""Whole pages: of a plan, of a capacity answer, of a log."""

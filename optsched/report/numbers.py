@@ -23,11 +23,12 @@ def share(value: float | None) -> str:
     """Write a share of the whole as percent; what is near nothing or all is not rounded to it."""
     if value is None or not isfinite(value):
         return "-"
-    if 0 < abs(value) < 0.0005:
+    written = f"{100 * value:.1f}"
+    if value > 0 and written == "0.0":
         return "< 0.1 %"
-    if 0.9995 < value < 1:
+    if value < 1 and written == "100.0":
         return "> 99.9 %"
-    return f"{100 * value:.1f} %".replace(".0 %", " %")
+    return f"{written.removesuffix('.0')} %"
 
 
 def change(value: float | None) -> str:

@@ -13,7 +13,9 @@ from optsched.domain.gaps import Gaps
 from optsched.domain.workload import Workload
 
 Array = np.ndarray
-EventKind = Literal["preempted", "evicted", "dropped", "worker_died", "recovered", "switched_cache", "interrupted"]
+EventKind = Literal[
+    "preempted", "evicted", "dropped", "worker_died", "link_lost", "recovered", "switched_cache", "interrupted"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class Dispatcher:
         self._chunk = [replica.max_batched_tokens or max_batched_tokens for replica in replicas]
         self._kv_tokens = [replica.kv_blocks * block_tokens for replica in replicas]
         self._alive = [True] * len(replicas)
+        self._roles = [replica.role for replica in replicas]
         self._reserved = [0] * len(replicas)
         self._backlog_tokens = [0] * len(replicas)
         self._backlog_s = [0.0] * len(replicas)
@@ -81,7 +82,13 @@ class Dispatcher:
         InfeasibleError
             If no replica's pool could ever hold the conversation's first turn.
         """
-        decoders = [i for i, replica in enumerate(self._replicas) if replica.role != "prefill" and self._alive[i]]
+        self._refuse_what_nobody_holds(conversation)
+        self._view[conversation.index] = timed = self._with_times(conversation)
+        self._waiting_prefill.append(timed)
+        return self._serve(now_s)
+
+    def _refuse_what_nobody_holds(self, conversation: ConversationView) -> None:
+        decoders = [i for i, role in enumerate(self._roles) if role != "prefill" and self._alive[i]]
         largest = max((self._kv_tokens[i] for i in decoders), default=0)
         needed = conversation.first_turn_tokens
         if needed > largest:
@@ -89,9 +96,6 @@ class Dispatcher:
                 f"Conversation {conversation.index} needs {needed:,} tokens of KV cache; the largest decoder holds {largest:,}. "
                 "Use a larger tier or more tensor parallelism, or shorten its context."
             )
-        self._view[conversation.index] = timed = self._with_times(conversation)
-        self._waiting_prefill.append(timed)
-        return self._serve(now_s)
 
     def prefilled(self, now_s: float, conversation: int) -> list[Grant]:
         """Note the end of a prefill that a grant or `later_turn` started, and return what may start."""
@@ -168,8 +172,26 @@ class Dispatcher:
         return self._serve(now_s)
 
     def lost(self, now_s: float, replica: int, conversations: Sequence[ConversationView]) -> list[Grant]:
-        """Note the death of a replica: place its conversations (with their contexts so far as first turns) again."""
+        """Note the death of a replica: place its conversations (with their contexts so far as first turns) again.
+
+        Where nobody is left to prefill, or to decode, the survivors take both roles.
+        """
         self._alive[replica] = False
+        left = {role for role, alive in zip(self._roles, self._alive, strict=True) if alive}
+        if left in ({"prefill"}, {"decode"}):
+            self._roles = ["mixed"] * len(self._roles)
+        return self.again(now_s, conversations)
+
+    def again(self, now_s: float, conversations: Sequence[ConversationView]) -> list[Grant]:
+        """Place conversations that have lost their caches (contexts so far as first turns) again, before those that wait.
+
+        Raises
+        ------
+        InfeasibleError
+            If no replica that is left could ever hold one of them.
+        """
+        for conversation in conversations:
+            self._refuse_what_nobody_holds(conversation)
         for conversation in conversations:
             self._release(conversation.index)
         for conversation in reversed(conversations):
@@ -191,10 +213,10 @@ class Dispatcher:
             now_s,
             tuple(
                 ReplicaView(
-                    index, replica.role, self._kv_tokens[index], self._reserved[index],
+                    index, self._roles[index], self._kv_tokens[index], self._reserved[index],
                     self._backlog_tokens[index], self._backlog_s[index], self._conversations[index], self._step_s(index),
                 )
-                for index, replica in enumerate(self._replicas)
+                for index in range(len(self._replicas))
                 if self._alive[index]
             ),
         )  # fmt: skip

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import secrets
 import signal
+import socket
+import struct
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,10 +20,12 @@ from typing import Self
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.errors import WorkerError
 from optsched.runtime import worker
+from optsched.runtime.handover import SECRET_BYTES
 from optsched.runtime.messages import Died, Failed, FromWorker, Ready, Setup, Stop, ToWorker, Zero
 
 START_LIMIT_S = 300.0
 _GRACE_S = 5.0
+_SEND_LIMIT_S = 30
 _LEAD_S = 0.05  # between the announcement of time zero and time zero
 
 
@@ -39,6 +44,7 @@ class Fleet:
         self._connections: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._gone: set[int] = set()
+        self._addresses: dict[int, tuple[str, int]] = {}
 
     def __enter__(self) -> Self:
         """Start all workers and wait until they are warm.
@@ -50,13 +56,15 @@ class Fleet:
         """
         for setup in self._setups:  # here, so that the workers load them from numba's cache
             compiled_policy(setup.limits.policy)
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self._folder = tempfile.TemporaryDirectory(prefix="optsched-")
         busy = context.RawArray("b", len(self._setups))
+        secret = secrets.token_bytes(SECRET_BYTES)
         try:
             for setup in self._setups:
                 mine, theirs = context.Pipe()
-                complete = replace(setup, rendezvous=str(Path(self._folder.name) / "rendezvous"))
+                _limit_sending(mine)
+                complete = replace(setup, rendezvous=str(Path(self._folder.name)), secret=secret)
                 name = f"optsched-replica-{setup.index}"
                 process = context.Process(target=worker.main, args=(complete, theirs, busy), name=name, daemon=True)
                 _start_deaf(process)
@@ -82,6 +90,7 @@ class Fleet:
             for index, message in self.receive(left):
                 if isinstance(message, Ready):
                     missing.discard(index)
+                    self._addresses[index] = message.address
                 elif isinstance(message, (Failed, Died)):
                     raise WorkerError(f"{self.describe(index, message)} while it started{_guard_hint(message)}")
 
@@ -99,10 +108,43 @@ class Fleet:
         time.sleep(max(0.0, zero_s - time.monotonic()))
         return zero_s
 
+    @property
+    def size(self) -> int:
+        """Number of workers, those that are gone included."""
+        return len(self._connections)
+
+    def address(self, index: int) -> tuple[str, int]:
+        """Return where other workers find a worker."""
+        return self._addresses[index]
+
+    def lives(self, index: int) -> bool:
+        """Tell whether nothing is known of a worker's end."""
+        return index not in self._gone
+
+    def kill(self, index: int) -> None:
+        """End a worker at once."""
+        self._processes[index].kill()
+
+    def give_up(self, index: int) -> None:
+        """End a worker and listen to it no more."""
+        self._gone.add(index)
+        self.kill(index)
+
+    def pid(self, index: int) -> int:
+        """Return a worker's process number."""
+        return self._processes[index].pid or 0
+
     def send(self, index: int, message: ToWorker) -> None:
-        """Tell a worker something; a worker that is gone hears nothing, and `receive` says that it is gone."""
+        """Tell a worker something; a worker that is gone hears nothing, and `receive` says that it is gone.
+
+        A worker that does not listen any more is ended.
+        """
+        if index in self._gone:
+            return
         try:
             self._connections[index].send(message)
+        except BlockingIOError:
+            self.kill(index)
         except OSError:
             return
 
@@ -144,14 +186,30 @@ class Fleet:
         self._processes, self._connections, self._folder = [], [], None
 
 
+def _context() -> multiprocessing.context.ForkServerContext:
+    """Return a way to start processes that imports torch once: workers are forked from a server that has."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([worker.__name__])
+    return context
+
+
 def _start_deaf(process: multiprocessing.process.BaseProcess) -> None:
     """Start a process that never hears Ctrl-C, not even while it starts: the controller answers it and ends the workers."""
     resource_tracker.ensure_running()  # starting it as part of the process would let the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server that forks the workers hands it on
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _limit_sending(connection: Connection) -> None:
+    """Let nobody wait for ever on a process that does not read."""
+    line = socket.socket(fileno=connection.fileno())
+    try:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_LIMIT_S, 0))
+    finally:
+        line.detach()
 
 
 def _guard_hint(message: Failed | Died) -> str:

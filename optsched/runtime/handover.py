@@ -1,21 +1,47 @@
-"""Move caches between replicas beside the steps: one short-lived thread per cache, so that neither side stops computing."""
+"""Move caches between workers beside the steps: the target fetches over TCP, in threads, so that neither side stops computing.
+
+Whoever has a cache to give away listens; whoever takes it connects, names the hand-over and the fleet's secret, reads the
+bytes and confirms them. A connection lives for one cache: what happens to one says nothing about the next, and a worker that
+dies takes no other with it.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import threading
 from collections import deque
-from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from optsched.runtime.messages import Setup
 from optsched.runtime.recorder import Clock
 
-_LOOPBACK = "lo0" if os.uname().sysname == "Darwin" else "lo"
+_HEADER = struct.Struct("!32sq")
+_SIZE = struct.Struct("!q")
+_THANKS = b"!"
+SECRET_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A cache that was fetched, and when that began."""
+
+    transfer: int
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A cache that is here, and when it came; or why it will not (`content` is None)."""
+
+    transfer: int
+    content: Tensor | None
+    end_s: float
+    reason: str = ""
 
 
 class Exchange:
@@ -24,53 +50,47 @@ class Exchange:
     Parameters
     ----------
     setup
-        Who takes part, and where they meet.
+        Where to listen, the secret, and how long to wait for the other side.
     clock
         For the times of transfers.
 
     Attributes
     ----------
-    sent
-        Conversations that have left: target, and when they began to.
-    arrived
-        Conversations whose cache is here: its content, and when it came.
+    address
+        Where others find this worker.
+    left, came
+        What happened since it was last looked at.
     wake_fd
         Becomes readable when either changes.
     """
 
     def __init__(self, setup: Setup, clock: Clock) -> None:
-        self._clock = clock
-        self.sent: deque[tuple[int, int, float]] = deque()
-        self.arrived: deque[tuple[int, int, Tensor, float]] = deque()
-        self.failed: deque[str] = deque()
+        self._clock, self._secret, self._patience_s = clock, setup.secret.ljust(SECRET_BYTES), setup.patience_s
+        self.left: deque[Left] = deque()
+        self.came: deque[Came] = deque()
         self.wake_fd, self._bell = os.pipe()
         os.set_blocking(self.wake_fd, False)
-        self.connected = setup.num_workers > 1
-        if self.connected:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
-            dist.init_process_group(
-                "gloo", init_method=f"file://{setup.rendezvous}", rank=setup.index, world_size=setup.num_workers,
-                timeout=timedelta(hours=12),
-            )  # fmt: skip
+        self._offers: dict[int, Tensor] = {}
+        self._changed = threading.Condition()
+        self._listener = socket.create_server((setup.host, 0), backlog=128)
+        host, port = self._listener.getsockname()[:2]
+        self.address = (str(host), int(port))
+        threading.Thread(target=self._accept, daemon=True).start()
 
-    def send(self, conversation: int, target: int, content: Tensor, start_s: float) -> None:
-        """Start sending a cache; `sent` tells when it has left."""
+    def offer(self, transfer: int, content: Tensor) -> None:
+        """Let another worker fetch a cache; `left` tells when it has it."""
+        with self._changed:
+            self._offers[transfer] = content
+            self._changed.notify_all()
 
-        def work() -> None:
-            dist.send(content, dst=target, tag=conversation)
-            self.sent.append((conversation, target, start_s))
+    def withdraw(self, transfer: int) -> None:
+        """Offer a cache no longer."""
+        with self._changed:
+            self._offers.pop(transfer, None)
 
-        self._start(work)
-
-    def receive(self, conversation: int, source: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Start receiving a cache; `arrived` has it when it is here."""
-
-        def work() -> None:
-            content = torch.empty(shape, dtype=dtype)
-            dist.recv(content, src=source, tag=conversation)
-            self.arrived.append((conversation, source, content, self._clock.now()))
-
-        self._start(work)
+    def fetch(self, transfer: int, address: tuple[str, int], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Start fetching a cache; `came` has it when it is here, or says why it will not come."""
+        threading.Thread(target=self._fetch, args=(transfer, address, shape, dtype), daemon=True).start()
 
     def hush(self) -> None:
         """Take note of every ring of the bell."""
@@ -80,12 +100,72 @@ class Exchange:
         except BlockingIOError:
             return
 
-    def _start(self, work: Callable[[], None]) -> None:
-        def run() -> None:
+    def _accept(self) -> None:
+        while True:
             try:
-                work()
-            except RuntimeError as error:  # the other side is gone
-                self.failed.append(str(error).splitlines()[0])
-            os.write(self._bell, b"!")
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
-        threading.Thread(target=run, daemon=True).start()
+    def _serve(self, connection: socket.socket) -> None:
+        """Answer one request for a cache; the offer stands until the other side has confirmed it."""
+        with connection:
+            try:
+                connection.settimeout(self._patience_s)
+                secret, transfer = _HEADER.unpack(_read(connection, _HEADER.size))
+                content = self._offered(transfer) if secret == self._secret else None
+                if content is None:
+                    return
+                start_s, data = self._clock.now(), _bytes_of(content)
+                connection.sendall(_SIZE.pack(len(data)))
+                connection.sendall(data)
+                if _read(connection, 1) != _THANKS:
+                    return
+            except OSError:
+                return  # the other side says that nothing came
+        self.withdraw(transfer)
+        self.left.append(Left(transfer, start_s))
+        os.write(self._bell, b"!")
+
+    def _offered(self, transfer: int) -> Tensor | None:
+        """Return what is offered, waiting for it: the other side may have heard of it first."""
+        with self._changed:
+            self._changed.wait_for(lambda: transfer in self._offers, self._patience_s)
+            return self._offers.get(transfer)
+
+    def _fetch(self, transfer: int, address: tuple[str, int], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        try:
+            content = torch.empty(shape, dtype=dtype)
+            with socket.create_connection(address, timeout=self._patience_s) as connection:
+                connection.sendall(_HEADER.pack(self._secret, transfer))
+                data = _bytes_of(content)
+                (size,) = _SIZE.unpack(_read(connection, _SIZE.size))
+                if size != len(data):
+                    raise OSError(f"{size} bytes are offered, {len(data)} were expected")
+                _fill(connection, data)
+                connection.sendall(_THANKS)
+            self.came.append(Came(transfer, content, self._clock.now()))
+        except (OSError, RuntimeError, MemoryError) as error:
+            self.came.append(Came(transfer, None, self._clock.now(), " ".join(str(error).split()) or type(error).__name__))
+        os.write(self._bell, b"!")
+
+
+def _bytes_of(content: Tensor) -> memoryview:
+    """Return a tensor's memory."""
+    return memoryview(content.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    buffer = bytearray(count)
+    _fill(connection, buffer)
+    return bytes(buffer)
+
+
+def _fill(connection: socket.socket, buffer: bytearray | memoryview) -> None:
+    view, done = memoryview(buffer), 0
+    while done < len(view):
+        count = connection.recv_into(view[done:])
+        if not count:
+            raise ConnectionResetError("the other side closed the connection")
+        done += count

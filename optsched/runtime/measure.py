@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -32,6 +32,7 @@ from optsched.runtime.messages import (
 )
 from optsched.runtime.model.weights import refuse_what_cannot_run
 from optsched.runtime.observation import merge_steps
+from optsched.runtime.prompts import prompt_tokens
 
 Array = np.ndarray
 _POOL_BYTES = 512e6
@@ -157,6 +158,7 @@ class _Measuring:
         self._fleet, self._engine, self._kv_blocks = fleet, engine, kv_blocks
         self._episodes = iter(Episodes(llm, engine, kv_blocks, seed))
         self._longest = longest_prompt(llm, engine, kv_blocks)
+        self._seed, self._vocab_size = seed, llm.vocab_size
         self._conversations: list[Conversation] = []
         self._open: dict[int, tuple[int, int]] = {}  # conversation -> worker, next turn
         self._steps: list[Steps] = []
@@ -184,18 +186,25 @@ class _Measuring:
         """Move caches of several sizes from the first worker to the second, one at a time."""
         sizes = np.unique(np.geomspace(1, self._longest, 6).astype(int))
         for size in [*sizes] * _HANDOVER_ROUNDS:
-            conversation = self._start(0, Conversation(((int(size), 2),), hidden=False), stays=False)
+            self._start(0, Conversation(((int(size), 2),), hidden=False), stays=False)
             (told,) = self._await(lambda news: isinstance(news, Prefilled), 1)
             assert isinstance(told, Prefilled)
-            first = self._turn(conversation, 0, stays=True)
-            self._fleet.send(1, Receive(first, 0, told.cache, told.context, told.token, told.time_s))
-            self._fleet.send(0, Send(conversation, 1))
+            self._hand_over(told, int(size))
             found = self._await(lambda news: isinstance(news, (Sent, Received)), 2)
             start_s = next(news.start_s for news in found if isinstance(news, Sent))
             received = next(news for news in found if isinstance(news, Received))
             self._moves.append((float(received.num_bytes), received.end_s - start_s))
             while self._open:
                 self._listen()
+
+    def _hand_over(self, told: Prefilled, size: int) -> None:
+        """Move the cache of a prompt of `size` tokens, whose first output token is out."""
+        conversation = told.conversation
+        prompt = prompt_tokens(self._seed, conversation, 0, size, self._vocab_size)
+        first = replace(self._turn(conversation, 0, stays=True), tokens=np.append(prompt, told.token), emitted=1)
+        address = self._fleet.address(0)
+        self._fleet.send(1, Receive(conversation, first, 0, address, told.cache, told.context, told.time_s))
+        self._fleet.send(0, Send(conversation, conversation, 1))
 
     def _await(self, wanted: Callable[[object], bool], count: int) -> list[object]:
         found: list[object] = []

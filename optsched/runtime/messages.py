@@ -48,9 +48,17 @@ class Setup:
     device
         ``cpu`` or ``cuda``.
     rendezvous
-        Path of the file through which the workers find each other.
+        Folder of this fleet's own files.
+    secret
+        What a worker must say before another hands a cache to it.
+    host
+        Address that this worker listens on for others.
+    patience_s
+        How long it waits for another worker before it calls the link lost.
     keep_journal
         Whether to report every event and decision.
+    double
+        Compute in float64 whatever the llm's data type, so that no two ways of computing a token can differ.
     """
 
     index: int
@@ -62,7 +70,11 @@ class Setup:
     limits: Limits
     device: str
     rendezvous: str
+    secret: bytes = b""
+    host: str = "127.0.0.1"
+    patience_s: float = 60.0
     keep_journal: bool = False
+    double: bool = False
 
 
 # --- to a worker
@@ -77,7 +89,7 @@ class Zero:
 
 @dataclass(frozen=True, slots=True)
 class StartTurn:
-    """A turn arrived for this replica.
+    """A turn arrived for this replica, or goes on here from where another replica was lost.
 
     Attributes
     ----------
@@ -88,9 +100,13 @@ class StartTurn:
     last
         Whether the conversation ends with it.
     stays
-        Of a first turn: whether this replica is known to be the decoder too.
+        Whether this replica is known to be the decoder too, if the conversation is new here.
     hidden
         Hold it as hidden cache whatever the policy says (never more blocks than it counts on); for calibration.
+    tokens
+        Ids of all tokens that this replica does not know yet; None: the turn's prompt, drawn from the seed.
+    emitted
+        How many of them, at their end, are output tokens of this turn.
     """
 
     conversation: int
@@ -102,6 +118,8 @@ class StartTurn:
     last: bool
     stays: bool = True
     hidden: bool = False
+    tokens: Int64[Array, " n"] | None = None
+    emitted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,35 +130,78 @@ class Stay:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
-    """Hand a prefilled conversation's cache over to another replica, and forget it."""
+class Park:
+    """Take a conversation between two turns out of the queue: its next turn is computed elsewhere."""
 
     conversation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a conversation, whatever is known of it here, and say when that is done (`number` tells one such from another)."""
+
+    conversation: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Offer a conversation's cache to another replica, and forget it once it is there.
+
+    Attributes
+    ----------
+    transfer
+        Number of the hand-over.
+    conversation, target
+        Whose cache, and to which replica.
+    kept
+        Tokens of it, from the first, that the target has.
+    keep
+        Keep a copy.
+    """
+
+    transfer: int
+    conversation: int
     target: int
+    kept: int = 0
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Take a prefilled conversation's cache over from another replica.
+    """Fetch a conversation's cache from another replica.
 
     Attributes
     ----------
+    transfer
+        Number of the hand-over.
     first
-        Its first turn.
-    source
-        The replica that prefilled it.
+        The turn; its tokens are all that the conversation consists of so far.
+    source, address
+        The replica that offers it, and where that listens.
     cache, context
         Kind and tokens of its cache.
-    token, token_s
-        Its first output token, and when that appeared.
+    token_s
+        When its last output token appeared (when the turn arrived if it has none).
+    kept
+        Tokens of it, from the first, that are here in a copy.
     """
 
+    transfer: int
     first: StartTurn
     source: int
+    address: tuple[str, int]
     cache: int
     context: int
-    token: int
     token_s: float
+    kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Say that you are alive."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +209,24 @@ class Stop:
     """End the process."""
 
 
-ToWorker = Zero | StartTurn | Stay | Send | Receive | Stop
+ToWorker = Zero | StartTurn | Stay | Park | Drop | Send | Receive | Ping | Stop
 
 # --- from a worker
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The replica is built and warm."""
+    """The replica is built and warm, and listens for others at an address."""
+
+    address: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a `Ping`, and whether a cache is on its way here."""
+
+    number: int
+    fetching: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +245,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A first turn's prompt is computed and its first token is out; unless it `stays` or is `over`, it waits for a decoder."""
+    """What a conversation brought here is computed and the next token is out; unless it `stays` or is `over`, it waits."""
 
     conversation: int
     time_s: float
@@ -197,6 +268,7 @@ class TurnEnded:
 class Sent:
     """A cache began to leave at `start_s`, and has left."""
 
+    transfer: int
     conversation: int
     target: int
     start_s: float
@@ -204,12 +276,42 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A cache arrived."""
+    """A cache arrived; it belongs to a turn."""
 
+    transfer: int
     conversation: int
+    turn: int
     source: int
     end_s: float
     num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreceived:
+    """A cache did not arrive, and why."""
+
+    transfer: int
+    conversation: int
+    source: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A conversation was taken out of the queue; kind and tokens of its cache (0: it was evicted)."""
+
+    conversation: int
+    time_s: float
+    cache: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Nothing is left here of a conversation."""
+
+    conversation: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +323,7 @@ class Incident:
     conversation: int
 
 
-News = Prefilled | TurnEnded | Sent | Received | Incident
+News = Prefilled | TurnEnded | Sent | Received | Unreceived | Parked | Dropped | Incident
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,4 +355,4 @@ class Report:
     journal: tuple[Entry, ...] = ()
 
 
-FromWorker = Ready | Failed | Died | Report
+FromWorker = Ready | Pong | Failed | Died | Report

@@ -5,12 +5,14 @@ from __future__ import annotations
 from importlib import metadata
 
 import numpy as np
+from jaxtyping import Int64
 
 from optsched.domain.journal import Entry
 from optsched.domain.log import Event, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
-from optsched.runtime.messages import Incident, Prefilled, Received, Report, Sent
+from optsched.errors import WorkerError
+from optsched.runtime.messages import Incident, Received, Report, Sent
 
 Array = np.ndarray
 
@@ -32,48 +34,56 @@ class Observation:
         self.start_s, self.token_s = np.full(turns, np.nan), np.full(int(self._offset[-1]), np.nan)
         self.token_id = np.full(int(self._offset[-1]), -1, np.int64)
         self.prefill_replica, self.decode_replica = np.full(turns, -1, np.int64), np.full(turns, -1, np.int64)
-        self.granted_s, self.prefilled_s = np.full(conversations, np.nan), np.full(conversations, np.nan)
+        self.granted_s = np.full(conversations, np.nan)
+        self.emitted = np.zeros(turns, np.int64)
         self.admission_s = np.zeros(turns)
         self.events: list[Event] = []
         self.journals: list[list[Entry]] = [[] for _ in plan.replicas]
         self._steps: list[Steps] = []
-        self._leaving: dict[int, float] = {}
-        self._moves: list[tuple[float, ...]] = []
+        self._left_s: dict[int, float] = {}
+        self._moves: dict[int, tuple[float, ...]] = {}
 
     def add(self, replica: int, report: Report) -> None:
         """Take in one worker's report."""
         self._steps.append(report.steps)
         self.journals[replica] += report.journal
-        self.start_s[report.started_turn] = report.started_s
-        for column in (self.prefill_replica, self.decode_replica):
-            column[report.started_turn] = replica
+        self._note_starts(report, replica)
         position = self._offset[report.token_turn] + report.token_number
+        if np.any(self.token_id[position] >= 0):
+            raise WorkerError(f"worker {replica} told tokens that were known already (a bug, please report it)")
         self.token_s[position], self.token_id[position] = report.token_s, report.token_id
+        np.add.at(self.emitted, report.token_turn, 1)
         for news in report.news:
-            if isinstance(news, Prefilled):
-                self.prefilled_s[news.conversation] = news.time_s
-            elif isinstance(news, Incident):
+            if isinstance(news, Incident):
                 self.events.append(Event(news.time_s, news.kind, news.conversation, replica))
             elif isinstance(news, Received):
-                first = int(self._workload.first_turn[news.conversation])
-                self.decode_replica[first] = replica
-                start_s = self._leaving.pop(news.conversation, np.nan)
-                self._moves.append((news.conversation, news.source, replica, start_s, news.end_s, news.num_bytes))
+                self.decode_replica[news.turn] = replica
+                self._moves[news.transfer] = (news.conversation, news.source, replica, news.end_s, news.num_bytes)
             elif isinstance(news, Sent):
-                self._note_departure(news, replica)
+                self._left_s[news.transfer] = news.start_s
 
-    def _note_departure(self, news: Sent, source: int) -> None:
-        """Fill in when a move began: the two ends of a hand-over report in either order."""
-        for position, move in enumerate(self._moves):
-            if move[0] == news.conversation and move[1] == source and np.isnan(move[3]):
-                self._moves[position] = (*move[:3], news.start_s, *move[4:])
-                return
-        self._leaving[news.conversation] = news.start_s
+    def _note_starts(self, report: Report, replica: int) -> None:
+        """Keep the first start of each turn: what a lost worker had computed is started again elsewhere."""
+        turns = report.started_turn
+        fresh = np.isnan(self.start_s[turns])
+        self.start_s[turns[fresh]] = report.started_s[fresh]
+        for column in (self.prefill_replica, self.decode_replica):
+            column[turns] = replica
+
+    def outputs(self, turn: int) -> Int64[Array, " n"]:
+        """Return the output tokens of a turn that are known so far."""
+        start = int(self._offset[turn])
+        return self.token_id[start : start + int(self.emitted[turn])]
+
+    def last_token_s(self, turn: int) -> float:
+        """Return when the last of them appeared; when the turn arrived if there is none."""
+        emitted = int(self.emitted[turn])
+        return float(self.token_s[self._offset[turn] + emitted - 1] if emitted else self.arrival_s[turn])
 
     @property
     def unconfirmed(self) -> bool:
         """Whether a cache has arrived whose sender has not said yet when it left."""
-        return any(np.isnan(move[3]) for move in self._moves)
+        return not self._moves.keys() <= self._left_s.keys()
 
     def log(self, seed: int, device: str) -> ExecutionLog:
         """Return the log; what has not happened (yet) is NaN."""
@@ -82,7 +92,8 @@ class Observation:
         queue_s = np.zeros(workload.num_turns)
         prefill_only = np.array([replica.role == "prefill" for replica in self._plan.replicas])[self.prefill_replica[first]]
         queue_s[first] = np.where(prefill_only, self.start_s[first], self.granted_s) - self.arrival_s[first]
-        moves = np.array(sorted(self._moves, key=lambda move: move[4]), dtype=float).reshape(-1, 6)
+        told = [(*move[:3], self._left_s.get(transfer, np.nan), *move[3:]) for transfer, move in self._moves.items()]
+        moves = np.array(sorted(told, key=lambda move: move[4]), dtype=float).reshape(-1, 6)
         return ExecutionLog(
             origin="observed",
             arrival_s=self.arrival_s, start_s=self.start_s,

@@ -54,14 +54,13 @@ class Replica:
     # --- what arrives and leaves
 
     def start_turn(self, turn: StartTurn) -> None:
-        """Queue a turn: of a new conversation, or of one that is idle here."""
-        prompt = prompt_tokens(self.seed, turn.conversation, turn.number, turn.new_tokens, self.model.llm.vocab_size)
-        if turn.number == 0:
-            slot = self.slots.open(turn, prompt)
+        """Queue a turn: of a conversation that is new here, or of one that is idle here."""
+        slot = self.slots.slot_of.get(turn.conversation)
+        if slot is None:
+            slot = self.slots.open(turn, self._tokens(turn))
         else:
-            slot = self.slots.slot_of[turn.conversation]
             self.idle.remove(slot)
-            self.slots.next_turn(slot, turn, prompt)
+            self.slots.next_turn(slot, turn, self._tokens(turn))
         self.waiting.append(slot)
         self.recorder.enter(TurnQueued(turn.conversation, turn.turn, turn.arrival_s, turn.stays))
 
@@ -70,6 +69,29 @@ class Replica:
         slot = self.slots.slot_of[conversation]
         (self.idle if self.slots.is_over(slot) else self.running).append(slot)
         self.recorder.enter(Stayed(conversation))
+
+    def _tokens(self, turn: StartTurn) -> Int64[Array, " t"]:
+        if turn.tokens is not None:
+            return turn.tokens
+        return prompt_tokens(self.seed, turn.conversation, turn.number, turn.new_tokens, self.model.llm.vocab_size)
+
+    def holds(self, conversation: int) -> bool:
+        """Tell whether anything of a conversation is here."""
+        return conversation in self.slots.slot_of
+
+    def park(self, conversation: int) -> tuple[int, int]:
+        """Take an idle conversation out of the queue, so that nothing evicts it; return kind and tokens of its cache."""
+        slot, requests = self.slots.slot_of[conversation], self.slots.requests
+        self.idle.remove(slot)
+        return int(requests.cache[slot]), int(requests.context[slot])
+
+    def drop(self, conversation: int) -> None:
+        """Forget a conversation, whatever it is doing."""
+        slot = self.slots.slot_of[conversation]
+        for queue in (self.running, self.waiting, self.idle):
+            if slot in queue:
+                queue.remove(slot)
+        self.forget(conversation)
 
     def blocks_of(self, conversation: int) -> Int64[Array, " b"]:
         """Return the blocks that hold a conversation's cache."""
@@ -80,15 +102,24 @@ class Replica:
         self.slots.close(self.slots.slot_of[conversation])
         self.recorder.enter(Forgotten(conversation))
 
+    def cache_of(self, conversation: int) -> int:
+        """Return the kind of a conversation's cache."""
+        return int(self.slots.requests.cache[self.slots.slot_of[conversation]])
+
+    def first_moving(self, cache: int, kept: int) -> int:
+        """Return the index of the first block that moves where the target keeps a copy of the first `kept` tokens."""
+        return kept // int(self._per_block[cache])
+
     def expect(self, handover: Receive) -> bool:
         """Set blocks aside for a cache that is handed over; False while the pool has no room for it."""
-        needed = -(-handover.context // int(self._per_block[handover.cache]))
-        if needed > self.slots.tables.num_free:
-            return False
         turn = handover.first
-        prompt = prompt_tokens(self.seed, turn.conversation, turn.number, turn.new_tokens, self.model.llm.vocab_size)
-        slot = self.slots.adopt(handover, prompt, needed)
-        self.slots.requests.late[slot] = handover.token_s - turn.arrival_s >= self.limits.ttft_slo_s
+        slot = self.slots.slot_of.get(turn.conversation)
+        held = 0 if slot is None else int(self.slots.tables.held[slot])
+        needed = -(-handover.context // int(self._per_block[handover.cache]))
+        if needed - held > self.slots.tables.num_free or (slot is not None and not handover.kept):
+            return False
+        slot = self.slots.adopt(handover, self._tokens(turn), needed)
+        self.slots.requests.late[slot] = turn.emitted > 0 and handover.token_s - turn.arrival_s >= self.limits.ttft_slo_s
         made = (turn.conversation, turn.arrival_s, handover.context, handover.cache, needed, handover.token_s)
         self.recorder.enter(RoomMade(*made))
         return True
@@ -207,9 +238,9 @@ class Replica:
         requests.emitted[emitters] += 1
         requests.last_token_s[emitters] = end_s
         requests.new_tokens[emitters] = 1
-        emitted = requests.emitted[emitters]
-        over = emitted == slots.output_tokens[emitters]
-        prefilled = (emitted == 1) & (slots.number[emitters] == 0)
+        over = requests.emitted[emitters] == slots.output_tokens[emitters]
+        prefilled = slots.fresh[emitters]
+        slots.fresh[emitters] = False
         for position in np.flatnonzero(over | prefilled):
             self._leave(int(emitters[position]), int(tokens[position]), bool(prefilled[position]), bool(over[position]), end_s)
 

@@ -10,13 +10,12 @@ from optsched.batching.step_time import law_rows
 from optsched.domain.plan import Plan, PlanLlm, PlanReplica
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError
-from optsched.placement.policies import PER_TURN
 from optsched.placement.room import refuse_what_cannot_fit
 from optsched.runtime.messages import Limits, Setup
 from optsched.runtime.model.weights import refuse_what_cannot_run
 
 
-def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> list[Setup]:
+def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patience_s: float = 60.0) -> list[Setup]:
     """Return what each worker of a plan builds.
 
     Raises
@@ -30,11 +29,6 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
     """
     if broken := plan.violations():
         raise PlanError(broken)
-    if plan.placement.policy in PER_TURN:
-        raise SpecError(
-            f"{plan.placement.policy!r}: the workers keep turns where their cache is; simulate it, or choose another policy",
-            field="placement.policy",
-        )
     if plan.engine.prefix_caching:
         raise SpecError("true: the workers do not share prompts' cache; leave it out", field="engine.prefix_caching")
     llms = {llm.name: llm for llm in plan.llms}
@@ -66,6 +60,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str) -> lis
             ),
             device=device,
             rendezvous="",
+            patience_s=patience_s,
         )
         for index, (replica, law) in enumerate(zip(plan.replicas, law_rows(plan.replicas), strict=True))
     ]

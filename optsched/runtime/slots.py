@@ -27,7 +27,9 @@ class Slots:
     conversation, turn, number, output_tokens
         The current turn of each slot.
     last, stays, started
-        Whether the conversation ends with it, whether its first turn's decoder is here, whether it was computed on.
+        Whether the conversation ends with it, whether its decoder is here, whether it was computed on.
+    fresh
+        Whether its next token is the first since its prompt came here from elsewhere.
     hidden
         Whether it is held as hidden cache whatever the policy says.
 
@@ -42,7 +44,7 @@ class Slots:
         self.requests, self.decision = Requests.empty(_FIRST_SLOTS), Decision.empty(_FIRST_SLOTS)
         self.slot_of: dict[int, int] = {}
         self.conversation, self.turn, self.number, self.output_tokens = (np.zeros(_FIRST_SLOTS, np.int64) for _ in range(4))
-        self.last, self.stays, self.started, self.hidden = (np.zeros(_FIRST_SLOTS, bool) for _ in range(4))
+        self.last, self.stays, self.started, self.fresh, self.hidden = (np.zeros(_FIRST_SLOTS, bool) for _ in range(5))
         self._history = np.zeros((_FIRST_SLOTS, _FIRST_TOKENS), np.int64)
         self._known = np.zeros(_FIRST_SLOTS, np.int64)
         self._free = list(range(_FIRST_SLOTS - 1, -1, -1))
@@ -61,30 +63,40 @@ class Slots:
         self.hidden[slot] = turn.hidden
         self._known[slot] = 0
         self.next_turn(slot, turn, prompt)
+        self.fresh[slot] = True
         return slot
 
     def next_turn(self, slot: int, turn: StartTurn, prompt: Int64[Array, " p"]) -> None:
         """Begin a turn on a slot: its prompt follows what is known, the last output token's cache still to be computed."""
         requests = self.requests
         requests.arrival_s[slot] = requests.last_token_s[slot] = turn.arrival_s
-        requests.emitted[slot] = requests.late[slot] = 0
-        requests.new_tokens[slot] += turn.new_tokens
+        requests.emitted[slot], requests.late[slot] = turn.emitted, 0
+        requests.new_tokens[slot] += len(prompt)
         self.turn[slot], self.number[slot], self.output_tokens[slot] = turn.turn, turn.number, turn.output_tokens
-        self.last[slot], self.started[slot] = turn.last, False
-        end = int(self._known[slot]) + turn.new_tokens
-        self._widen(end + turn.output_tokens)
+        self.last[slot], self.started[slot], self.fresh[slot] = turn.last, False, False
+        end = int(self._known[slot]) + len(prompt)
+        self._widen(end + turn.output_tokens - turn.emitted)
         self._history[slot, self._known[slot] : end] = prompt
         self._known[slot] = end
 
-    def adopt(self, handover: Receive, prompt: Int64[Array, " p"], blocks: int) -> int:
-        """Give a conversation that was prefilled elsewhere a slot, and blocks for its cache; return the slot."""
-        slot, requests = self.open(handover.first, prompt), self.requests
-        self.append(np.array([slot]), np.array([handover.token]))
+    def adopt(self, handover: Receive, tokens: Int64[Array, " t"], blocks: int) -> int:
+        """Give a conversation whose cache comes from elsewhere a slot, and blocks for it; return the slot.
+
+        The slot of a copy that was kept here is used again.
+        """
+        turn, requests = handover.first, self.requests
+        if handover.kept:
+            slot = self.slot_of[turn.conversation]
+            self._known[slot] = requests.new_tokens[slot] = 0
+            self.next_turn(slot, turn, tokens)
+        else:
+            slot = self.open(turn, tokens)
         self.tables.grow(np.array([slot]), np.array([blocks]))
-        requests.context[slot], requests.new_tokens[slot] = handover.context, 1
+        requests.context[slot], requests.new_tokens[slot] = handover.context, len(tokens) - handover.context
         requests.blocks[slot], requests.cache[slot] = blocks, handover.cache
-        requests.emitted[slot], requests.last_token_s[slot] = 1, handover.token_s
-        self.started[slot] = self.stays[slot] = True
+        requests.last_token_s[slot] = handover.token_s
+        self.stays[slot] = turn.stays
+        self.started[slot], self.fresh[slot] = turn.emitted > 0, turn.emitted == 0
         return slot
 
     def is_over(self, slot: int) -> bool:
@@ -130,7 +142,7 @@ class Slots:
 
         self.requests = Requests(*(doubled(array) for array in self.requests))
         self.decision = Decision(*(doubled(array) for array in self.decision))
-        for name in ("conversation", "turn", "number", "output_tokens", "last", "stays", "started", "hidden"):
+        for name in ("conversation", "turn", "number", "output_tokens", "last", "stays", "started", "fresh", "hidden"):
             setattr(self, name, doubled(getattr(self, name)))
         self._history, self._known = doubled(self._history), doubled(self._known)
         self.tables.reserve(2 * count)

@@ -11,9 +11,15 @@ import torch
 
 from optsched.errors import OptschedError, WorkerError
 from optsched.runtime.cache import BlockPool
-from optsched.runtime.handover import Exchange
+from optsched.runtime.handover import Came, Exchange
 from optsched.runtime.messages import (
+    Drop,
+    Dropped,
     Failed,
+    Park,
+    Parked,
+    Ping,
+    Pong,
     Ready,
     Receive,
     Received,
@@ -24,8 +30,9 @@ from optsched.runtime.messages import (
     Stay,
     Stop,
     ToWorker,
+    Unreceived,
     Zero,
-)  # fmt: skip
+)
 from optsched.runtime.model.huggingface import load_folder
 from optsched.runtime.model.transformer import Transformer
 from optsched.runtime.model.weights import random_weights
@@ -71,8 +78,7 @@ def main(setup: Setup, connection: Connection, busy: Flags) -> None:
         _confess(connection, recorder, error)
     busy[setup.index] = 0
     connection.close()
-    # Threads may still wait for a peer inside gloo; interpreter shutdown would wait for them, or crash on them.
-    os._exit(code)
+    os._exit(code)  # threads may still wait for another worker, and nobody should wait for them
 
 
 def _confess(connection: Connection, recorder: Recorder, error: Exception) -> None:
@@ -90,24 +96,25 @@ class Worker:
     def __init__(self, setup: Setup, connection: Connection, busy: Flags, recorder: Recorder) -> None:
         self._setup, self._connection, self._busy = setup, connection, busy
         self._clock, self._recorder = Clock(), recorder
-        llm, device = setup.llm, setup.device
+        llm, device, dtype = setup.llm, setup.device, torch.float64 if setup.double else None
         weights = (
-            load_folder(llm, setup.weights, None, device) if setup.weights else random_weights(llm, setup.seed, None, device)
+            load_folder(llm, setup.weights, dtype, device) if setup.weights else random_weights(llm, setup.seed, dtype, device)
         )
         self._model = Transformer(llm, weights)
         self._pool = BlockPool(llm, setup.kv_blocks, setup.limits.block_tokens, self._model.dtype, device)
         self._exchange = Exchange(setup, self._clock)
         self._replica = Replica(setup.index, self._model, self._pool, setup.limits, setup.seed, self._clock, self._recorder)
         self._expected: deque[Receive] = deque()
-        self._on_the_way: set[int] = set()
-        self._early: dict[int, StartTurn] = {}
+        self._coming: dict[int, Receive] = {}
+        self._leaving: dict[int, Send] = {}
+        self._early: dict[int, StartTurn | Park] = {}
         self._reported_s = 0.0
 
     def run(self) -> None:
         """Serve until told to stop."""
         warm_up(self._replica, self._setup)
         self._recorder.report()
-        self._connection.send(Ready())
+        self._connection.send(Ready(self._exchange.address))
         start_s: float | None = None
         while self._listen():
             self._move_caches()
@@ -140,46 +147,104 @@ class Worker:
         return True
 
     def _handle(self, message: ToWorker) -> None:
-        if isinstance(message, StartTurn):
-            if message.conversation in self._on_the_way:
+        if isinstance(message, (StartTurn, Park)):
+            self._await_departure(message.conversation)
+            if message.conversation in self._coming:
                 self._early[message.conversation] = message
             else:
-                self._replica.start_turn(message)
+                self._begin(message)
         elif isinstance(message, Stay):
             self._replica.stay(message.conversation)
+        elif isinstance(message, Drop):
+            self._drop(message)
         elif isinstance(message, Send):
-            start_s = self._clock.now()
-            content = self._pool.export_blocks(self._replica.blocks_of(message.conversation))
-            self._exchange.send(message.conversation, message.target, content, start_s)
+            self._send(message)
         elif isinstance(message, Receive):
-            self._on_the_way.add(message.first.conversation)
+            self._coming[message.first.conversation] = message
             self._expected.append(message)
+        elif isinstance(message, Ping):
+            self._connection.send(Pong(message.number, len(self._coming) > len(self._expected)))
         elif isinstance(message, Zero):
             self._clock.zero_s = message.monotonic_s
 
+    def _begin(self, message: StartTurn | Park) -> None:
+        if isinstance(message, StartTurn):
+            self._replica.start_turn(message)
+            return
+        cache, context = self._replica.park(message.conversation)
+        self._recorder.news.append(Parked(message.conversation, self._clock.now(), cache, context))
+
+    def _await_departure(self, conversation: int) -> None:
+        """See to it that a cache which went away, and is back in spirit, has left: only the other side's word may lack."""
+        deadline_s = self._clock.now() + self._setup.patience_s
+        while any(send.conversation == conversation and not send.keep for send in self._leaving.values()):
+            if self._clock.now() > deadline_s:
+                raise WorkerError(f"the cache of conversation {conversation} did not leave within {self._setup.patience_s:g} s")
+            wait([self._exchange.wake_fd], _RETRY_S)
+            self._note_departures()
+
+    def _send(self, message: Send) -> None:
+        replica, conversation = self._replica, message.conversation
+        blocks = replica.blocks_of(conversation)[replica.first_moving(replica.cache_of(conversation), message.kept) :]
+        self._leaving[message.transfer] = message
+        self._exchange.offer(message.transfer, self._pool.export_blocks(blocks))
+
+    def _drop(self, message: Drop) -> None:
+        """Forget a conversation, also where its cache is just leaving or coming."""
+        conversation = message.conversation
+        for transfer in [number for number, send in self._leaving.items() if send.conversation == conversation]:
+            self._exchange.withdraw(transfer)
+            del self._leaving[transfer]
+        if (coming := self._coming.pop(conversation, None)) is not None:
+            self._expected = deque(one for one in self._expected if one.transfer != coming.transfer)
+        self._early.pop(conversation, None)
+        if self._replica.holds(conversation):
+            self._replica.drop(conversation)
+        self._recorder.news.append(Dropped(conversation, message.number))
+
     def _move_caches(self) -> None:
         """Free what has left, queue what has come, and make room for what is announced, first come, first served."""
-        exchange, replica, news = self._exchange, self._replica, self._recorder.news
+        exchange = self._exchange
         exchange.hush()
-        if exchange.failed:
-            raise WorkerError(f"a cache hand-over failed: {exchange.failed[0]}")
-        while exchange.sent:
-            conversation, target, start_s = exchange.sent.popleft()
-            replica.forget(conversation)
-            news.append(Sent(conversation, target, start_s))
-        while exchange.arrived:
-            conversation, source, content, end_s = exchange.arrived.popleft()
-            self._pool.import_blocks(replica.blocks_of(conversation), content)
-            replica.land(conversation)
-            news.append(Received(conversation, source, end_s, content.numel() * content.element_size()))
-            self._on_the_way.discard(conversation)
-            if conversation in self._early:
-                replica.start_turn(self._early.pop(conversation))
-        while self._expected and replica.expect(self._expected[0]):
+        self._note_departures()
+        while exchange.came:
+            self._take_in(exchange.came.popleft())
+        while self._expected and self._replica.expect(self._expected[0]):
             handover = self._expected.popleft()
-            storage = self._pool.storage
-            shape = (storage.shape[0], len(replica.blocks_of(handover.first.conversation)), storage.shape[2])
-            exchange.receive(handover.first.conversation, handover.source, shape, storage.dtype)
+            exchange.fetch(handover.transfer, handover.address, self._shape(handover), self._pool.storage.dtype)
+
+    def _note_departures(self) -> None:
+        while self._exchange.left:
+            left = self._exchange.left.popleft()
+            message = self._leaving.pop(left.transfer, None)
+            if message is None:
+                continue  # dropped in the meantime
+            if not message.keep:
+                self._replica.forget(message.conversation)
+            self._recorder.news.append(Sent(message.transfer, message.conversation, message.target, left.start_s))
+
+    def _take_in(self, came: Came) -> None:
+        handover = next((coming for coming in self._coming.values() if coming.transfer == came.transfer), None)
+        if handover is None:
+            return
+        conversation, replica, news = handover.first.conversation, self._replica, self._recorder.news
+        if came.content is None:
+            news.append(Unreceived(came.transfer, conversation, handover.source, came.reason))
+            return
+        first = replica.first_moving(handover.cache, handover.kept)
+        self._pool.import_blocks(replica.blocks_of(conversation)[first:], came.content)
+        replica.land(conversation)
+        size = came.content.numel() * came.content.element_size()
+        news.append(Received(came.transfer, conversation, handover.first.turn, handover.source, came.end_s, size))
+        del self._coming[conversation]
+        if conversation in self._early:
+            self._begin(self._early.pop(conversation))
+
+    def _shape(self, handover: Receive) -> tuple[int, int, int]:
+        """Return the shape of what moves: layers, blocks, numbers per block."""
+        blocks = len(self._replica.blocks_of(handover.first.conversation))
+        layers, _, width = self._pool.storage.shape
+        return layers, blocks - self._replica.first_moving(handover.cache, handover.kept), width
 
 
 def warm_up(replica: Replica, setup: Setup) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,12 @@ def first_turn(workload: Workload, turn: int, hidden: bool = False, stays: bool 
         conversation, turn, int(workload.turn_in_conversation[turn]), 0.0, int(workload.new_tokens[turn]),
         int(workload.output_tokens[turn]), turn + 1 == workload.first_turn[conversation + 1], stays, hidden,
     )  # fmt: skip
+
+
+def handed_over(start: StartTurn, told: Prefilled) -> Receive:
+    prompt = prompt_tokens(SEED, start.conversation, 0, start.new_tokens, QWEN3.vocab_size)
+    turn = replace(start, tokens=np.append(prompt, told.token), emitted=1, stays=True)
+    return Receive(0, turn, 1, ("127.0.0.1", 0), told.cache, told.context, told.time_s)
 
 
 def serve(replica: Replica, workload: Workload, hidden: list[bool]) -> list[Report]:
@@ -167,7 +175,7 @@ def test_a_conversation_goes_on_elsewhere_after_its_cache_is_handed_over(cache: 
     (told,) = reports[0].news
     assert isinstance(told, Prefilled)
     assert (told.context, told.cache, told.over) == (35, cache, False)
-    assert there.expect(Receive(start, 0, told.cache, told.context, told.token, told.time_s))
+    assert there.expect(handed_over(start, told))
     there.pool.import_blocks(there.blocks_of(0), here.pool.export_blocks(here.blocks_of(0)))
     here.forget(0)
     assert here.slots.tables.num_free == 30
@@ -186,7 +194,7 @@ def test_a_pool_without_room_makes_a_handed_over_cache_wait() -> None:
     replica = make_replica(QWEN3, 6, budget=512)
     replica.start_turn(first_turn(workload, 0))
     replica.step(0.0, lambda: 1)
-    coming = Receive(first_turn(workload, 1), 1, KV, 60, 7, 0.0)
+    coming = handed_over(first_turn(workload, 1), Prefilled(1, 0.0, KV, 60, 7, over=False))
     assert not replica.expect(coming)
     while replica.has_work:
         replica.step(0.0, lambda: 1)

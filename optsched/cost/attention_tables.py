@@ -13,7 +13,8 @@ from optsched.domain.hardware import Gpu
 from optsched.domain.llm import Llm
 from optsched.errors import SpecError
 from optsched.profiles import aiconfigurator_attention, frontier_attention, llmservingsim_attention
-from optsched.profiles.attention import AttentionRows, joined
+from optsched.profiles.attention import AttentionRows
+from optsched.profiles.rows import joined
 from optsched.profiles.tables import column_names
 
 # Columns that tell a table of attention, by its publisher.
@@ -60,7 +61,7 @@ def read_tables(files: Sequence[Path]) -> dict[tuple[str, Dtype], AttentionRows]
             rows = read(file, cache, decode="decode" in law)
             if len(rows):
                 found.setdefault((law, cache), []).append(rows)
-    return {key: joined(*parts) for key, parts in found.items()}
+    return {key: joined(parts) for key, parts in found.items()}
 
 
 def _read_csv(file: Path) -> tuple[AttentionRows, AttentionRows]:

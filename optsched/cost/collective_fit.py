@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from optsched.cost.split import Split, split
 from optsched.domain.collective_law import CollectiveLaw, ExchangeLaw, GroupLaws
 from optsched.domain.hardware import Link
 from optsched.errors import ProblemError
-from optsched.profiles.collectives import CollectiveRows, joined
+from optsched.profiles.collectives import CollectiveRows
+from optsched.profiles.rows import joined
 
 GROUPS = {"two": 2, "four": 4, "eight": 8}
 GATHERS = ("all_gather", "reduce_scatter", "all_to_all")
@@ -196,15 +197,8 @@ def _between(rows: CollectiveRows, link: Link, near: Link) -> CollectiveRows:
         law, scalar(near.bytes_per_s), scalar(near.latency_s), jnp.asarray(rows.num_bytes), share, one_shot_share
     )
     rest_s = rows.seconds - np.asarray(within_s)
-    far = CollectiveRows(
-        rows.kind,
-        rows.nodes,
-        rows.nodes,
-        rows.num_bytes * min(gpus, link.gpus_per_port) / gpus,
-        rest_s,
-        rows.source,
-        rows.left_out,
-    )
+    port_bytes = rows.num_bytes * min(gpus, link.gpus_per_port) / gpus
+    far = replace(rows, gpus=rows.nodes, num_bytes=port_bytes, seconds=rest_s)
     return far.where(rest_s > 0)
 
 

@@ -17,8 +17,9 @@ from optsched.domain.frozen import Frozen
 from optsched.domain.hardware import Gpu, Tier
 from optsched.errors import SpecError
 from optsched.profiles.aiconfigurator_gemm import FORMATS, formats_of, read_gemms
-from optsched.profiles.gemms import GemmRows, PassRows, joined_passes
+from optsched.profiles.gemms import GemmRows, PassRows
 from optsched.profiles.llmservingsim_layers import read_llmservingsim_gemms, read_llmservingsim_passes
+from optsched.profiles.rows import joined
 from optsched.profiles.tables import column_names
 from optsched.profiles.vidur_layers import read_vidur_gemms, read_vidur_passes
 
@@ -80,7 +81,7 @@ def fit_tables(gpu: Gpu, files: Sequence[Path], day: str) -> Mapping[str, Frozen
             if dtype in formats_of(path) and f"gemm.{dtype}" not in laws:
                 laws[f"gemm.{dtype}"] = fit_gemm(read_gemms(path, dtype), card_of(gpu.datasheet, peak_of(gpu, dtype)), day).law
     if passes:
-        laws["elementwise"] = fit_elementwise(joined_passes(passes), card_of(gpu.datasheet, peak_of(gpu, "fp16")), day).law
+        laws["elementwise"] = fit_elementwise(joined(passes), card_of(gpu.datasheet, peak_of(gpu, "fp16")), day).law
     return laws
 
 

@@ -21,7 +21,8 @@ from optsched.domain.llm import Llm
 from optsched.domain.overheads import Overheads
 from optsched.errors import InfeasibleError, ProblemError, SpecError
 from optsched.profiles import distserve, splitwise
-from optsched.profiles.steps import StepRows, joined_steps
+from optsched.profiles.rows import joined
+from optsched.profiles.steps import StepRows
 
 TABLE_COLUMNS = (frozenset(splitwise.COLUMNS), frozenset(distserve.KEYS))
 # Chosen before any fit: the large llm of either source that is not the one most of its steps are of.
@@ -81,7 +82,7 @@ def read_tables(gpu: Gpu, files: Sequence[Path]) -> dict[str, StepRows]:
         own = rows.where(rows.gpu == gpu.name)
         for engine in sorted(set(map(str, own.engine))):
             part = own.where(own.engine == engine)
-            found[engine] = joined_steps(found[engine], part) if engine in found else part
+            found[engine] = joined([found[engine], part]) if engine in found else part
     if not found:
         raise SpecError(
             f"no steps of {gpu.name}, but of {', '.join(sorted(known))}; name one of these with --tier", file=files[0]

@@ -20,6 +20,7 @@ import numpy as np
 from optsched.domain.dtypes import Dtype
 from optsched.errors import SpecError
 from optsched.profiles.attention import AttentionRows, attention_rows
+from optsched.profiles.published import read_published
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,19 +32,6 @@ LATENT = {"key_dim": 192.0, "value_dim": 128.0}
 ABSORBED = {"key_dim": 576.0, "value_dim": 512.0}
 LATENT_WIDTH = 576.0
 _SHAPE = ["batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size"]
-
-
-def _table(path: Path, needed: tuple[str, ...]) -> pl.DataFrame:
-    import polars as pl
-
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give the Parquet file as published", file=path) from error
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give {path.name} as published", file=path)
-    return table
 
 
 def _source(path: Path) -> str:
@@ -88,7 +76,7 @@ def read_attention(path: Path, cache: Dtype, *, decode: bool) -> AttentionRows:
     import polars as pl
 
     columns = ("kernel_source", "batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "kv_cache_dtype")
-    table = _table(path, (*columns, "latency"))
+    table = read_published(path, (*columns, "latency"))
     if "window_size" not in table.columns:
         table = table.with_columns(window_size=pl.lit(0))
     left_out: dict[str, int] = {}
@@ -138,7 +126,7 @@ def read_latent_attention(path: Path, cache: Dtype, *, decode: bool) -> Attentio
     """
     import polars as pl
 
-    table = _table(path, ("batch_size", "isl", "step", "num_heads", "kv_cache_dtype", "latency"))
+    table = read_published(path, ("batch_size", "isl", "step", "num_heads", "kv_cache_dtype", "latency"))
     left_out: dict[str, int] = {}
     rules = {"no time": pl.col("latency") > 0}
     if not decode:
@@ -174,7 +162,7 @@ def operation(path: Path) -> str:
     SpecError
         If it is no such table, or empty.
     """
-    table = _table(path, ("op_name",))
+    table = read_published(path, ("op_name",))
     if not table.height:
         raise SpecError("no rows; give the table as published", file=path)
     return str(table["op_name"][0])

@@ -17,6 +17,7 @@ import numpy as np
 
 from optsched.errors import SpecError
 from optsched.profiles.collectives import CollectiveRows
+from optsched.profiles.published import read_published
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,13 +34,7 @@ def _table(path: Path, dtype_column: str) -> pl.DataFrame:
     import polars as pl
 
     needed = (dtype_column, "op_name", "num_gpus", "message_size", "latency", "kernel_source")
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give the Parquet file as published", file=path) from error
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give {path.name} as published", file=path)
+    table = read_published(path, needed)
     for column, known in ((dtype_column, ELEMENT_BYTES), ("op_name", NCCL_KINDS)):
         for name in table[column].unique().to_list():
             if name not in known:

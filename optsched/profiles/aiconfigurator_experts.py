@@ -19,6 +19,7 @@ from jaxtyping import Float64
 from optsched.domain.dtypes import Dtype
 from optsched.errors import SpecError
 from optsched.profiles.experts import ExpertRows
+from optsched.profiles.published import read_published
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,16 +46,7 @@ def data_types(path: Path) -> frozenset[Dtype]:
 
 
 def _table(path: Path) -> pl.DataFrame:
-    import polars as pl
-
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give the Parquet file as published", file=path) from error
-    missing = [name for name in (*_SHAPE, "moe_dtype", "kernel_source", "latency") if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give {path.name} as published", file=path)
-    return table
+    return read_published(path, (*_SHAPE, "moe_dtype", "kernel_source", "latency"))
 
 
 def read_experts(path: Path, dtype: Dtype, kernel: str | None = None) -> ExpertRows:

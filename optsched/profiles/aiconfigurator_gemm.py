@@ -18,9 +18,10 @@ import numpy as np
 from optsched.domain.dtypes import Dtype
 from optsched.errors import SpecError
 from optsched.profiles.gemms import GemmRows
+from optsched.profiles.published import read_published
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 # The table's name of the format whose kernels multiply as a data type of this project does.
 FORMATS: dict[Dtype, str] = {"bf16": "bfloat16", "fp8": "fp8", "int8": "sq", "int4": "int4_wo"}
@@ -40,21 +41,8 @@ def formats_of(path: Path) -> frozenset[Dtype]:
     SpecError
         If the file is not such a table.
     """
-    names = set(_table(path)["gemm_dtype"].unique().to_list())
+    names = set(read_published(path, _COLUMNS)["gemm_dtype"].unique().to_list())
     return frozenset(dtype for dtype, name in FORMATS.items() if name in names)
-
-
-def _table(path: Path) -> pl.DataFrame:
-    import polars as pl
-
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give the Parquet file as published", file=path) from error
-    missing = [name for name in _COLUMNS if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give {path.name} as published", file=path)
-    return table
 
 
 def read_gemms(path: Path, dtype: Dtype, *, odd: bool = False) -> GemmRows:
@@ -78,7 +66,7 @@ def read_gemms(path: Path, dtype: Dtype, *, odd: bool = False) -> GemmRows:
 
     if dtype not in FORMATS:
         raise SpecError(f"{dtype} is no format of these tables; choose among {', '.join(FORMATS)}", file=path)
-    table = _table(path)
+    table = read_published(path, _COLUMNS)
     chosen = table.filter(pl.col("gemm_dtype") == FORMATS[dtype])
     seconds = pl.col("latency").cast(pl.Float64) / 1e3
     timed = chosen.with_columns(seconds=seconds).filter(pl.col("seconds") > 0)

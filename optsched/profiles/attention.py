@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Shaped
+from jaxtyping import Float64, Shaped
 
-COLUMNS = (
-    "sequences", "new_tokens", "context", "heads", "kv_heads", "key_dim", "value_dim", "cache_width", "cache_bytes", "window",
-    "warm", "seconds",
-)  # fmt: skip
+from optsched.profiles.rows import MeasuredRows
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionRows:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRows(MeasuredRows):
     """Attention of S alike sequences each, of one layer on one GPU.
 
     Attributes
@@ -32,12 +29,6 @@ class AttentionRows:
         Tokens that are attended back to; infinite without a sliding window.
     warm
         1 where the measurement repeats itself on one cache, so that a small one stays in the card's last-level cache.
-    seconds
-        Duration.
-    source
-        Where the rows were published.
-    left_out
-        Rows of the files that are not here, by the reason.
     """
 
     sequences: Float64[np.ndarray, " S"]
@@ -51,35 +42,11 @@ class AttentionRows:
     cache_bytes: Float64[np.ndarray, " S"]
     window: Float64[np.ndarray, " S"]
     warm: Float64[np.ndarray, " S"]
-    seconds: Float64[np.ndarray, " S"]
-    source: str
-    left_out: Mapping[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.seconds)
-
-    def where(self, chosen: Bool[np.ndarray, " S"]) -> AttentionRows:
-        """Return the chosen rows."""
-        return AttentionRows(
-            **{name: getattr(self, name)[chosen] for name in COLUMNS}, source=self.source, left_out=self.left_out
-        )
 
     def keys(self) -> list[str]:
         """Return a text per row that names the batch and no heads or time: the same batch has the same key anywhere."""
         columns = zip(self.sequences, self.new_tokens, self.context, strict=True)
         return [f"s{sequences:.0f} n{new:.0f} c{context:.0f}" for sequences, new, context in columns]
-
-
-def joined(first: AttentionRows, *others: AttentionRows) -> AttentionRows:
-    """Return the rows of several sources as one."""
-    every = (first, *others)
-    left_out: dict[str, int] = {}
-    for rows in every:
-        for reason, count in rows.left_out.items():
-            left_out[reason] = left_out.get(reason, 0) + count
-    columns = {name: np.concatenate([getattr(rows, name) for rows in every]) for name in COLUMNS}
-    return AttentionRows(**columns, source="; ".join(dict.fromkeys(rows.source for rows in every)), left_out=left_out)
 
 
 def attention_rows(
@@ -99,7 +66,7 @@ def attention_rows(
     given.setdefault("cache_width", given["kv_heads"] * (given["key_dim"] + given["value_dim"]))
     size = given["seconds"].shape
     return AttentionRows(
-        **{name: np.ascontiguousarray(np.broadcast_to(given[name], size)) for name in COLUMNS},
+        **{name: np.ascontiguousarray(np.broadcast_to(given[name], size)) for name in given},
         source=source,
         left_out={reason: count for reason, count in left_out.items() if count},
     )

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from optsched.domain.dtypes import Dtype
-
-COLUMNS = (
-    "tokens", "hidden_size", "expert_size", "num_experts", "experts_per_token", "tp", "groups", "matrices", "rows", "touched",
-    "seconds",
-)  # fmt: skip
+from optsched.profiles.rows import MeasuredRows
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertRows:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertRows(MeasuredRows):
     """Layers of routed experts on one GPU; all weights of one data type.
 
     Attributes
@@ -34,14 +29,8 @@ class ExpertRows:
         Of one expert: 3 with a gate, 2 without.
     rows, touched
         Pairs of a token and an expert on this GPU, and experts among them: expected ones, where the source drew them.
-    seconds
-        Duration.
     dtype
         Data type of the weights.
-    source
-        Where the rows were published.
-    left_out
-        Rows of the files that are not here, by the reason.
     """
 
     tokens: Float64[np.ndarray, " N"]
@@ -54,21 +43,7 @@ class ExpertRows:
     matrices: Int64[np.ndarray, " N"]
     rows: Float64[np.ndarray, " N"]
     touched: Float64[np.ndarray, " N"]
-    seconds: Float64[np.ndarray, " N"]
     dtype: Dtype
-    source: str
-    left_out: Mapping[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.seconds)
-
-    def where(self, chosen: Bool[np.ndarray, " N"], reason: str | None = None) -> ExpertRows:
-        """Return the chosen rows; with a reason, the others are counted as left out for it."""
-        dropped = int(np.sum(~chosen))
-        left_out = {**self.left_out, reason: self.left_out.get(reason, 0) + dropped} if reason and dropped else self.left_out
-        columns = {name: getattr(self, name)[chosen] for name in COLUMNS}
-        return ExpertRows(**columns, dtype=self.dtype, source=self.source, left_out=left_out)
 
     def keys(self) -> list[str]:
         """Return a text per row that names its shape and no gpu, routing or time: the same shape has the same key anywhere."""

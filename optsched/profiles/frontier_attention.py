@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from optsched.errors import SpecError
 from optsched.profiles.attention import AttentionRows, attention_rows
+from optsched.profiles.published import read_published
 
 COLUMNS = (
     "time_stats.attn_prefill.median", "time_stats.attn_decode.median", "n_embd", "n_q_head", "n_kv_head",
@@ -32,13 +32,7 @@ def read_attention(path: Path) -> tuple[AttentionRows, AttentionRows]:
     """
     import polars as pl
 
-    try:
-        table = pl.read_csv(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give attention.csv as published", file=path) from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give attention.csv as published", file=path)
+    table = read_published(path, COLUMNS)
     both = []
     for wanted, column in ((True, COLUMNS[0]), (False, COLUMNS[1])):
         rows = table.filter(pl.col("is_prefill") == wanted)

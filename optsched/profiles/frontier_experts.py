@@ -14,6 +14,7 @@ import numpy as np
 from optsched.domain.dtypes import Dtype
 from optsched.errors import SpecError
 from optsched.profiles.experts import ExpertRows
+from optsched.profiles.published import read_published
 
 TIME = "time_stats.moe_grouped_gemm.median"
 SHAPE = (
@@ -40,13 +41,7 @@ def read_experts(path: Path) -> ExpertRows:
     """
     import polars as pl
 
-    try:
-        table = pl.read_csv(path, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give moe.csv as published", file=path) from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give moe.csv as published", file=path)
+    table = read_published(path, COLUMNS)
     timed = table.filter((pl.col(TIME) > 0) & (pl.col("quant_signature").fill_null("none") == "none"))
     dtype = _dtype(timed["profiling_precision"].unique().to_list(), path)
     best = timed.group_by(SHAPE).agg(pl.col(TIME).min()).sort(SHAPE)

@@ -2,59 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from optsched.domain.dtypes import Dtype
+from optsched.profiles.rows import MeasuredRows
 
 _WINDOW = 5  # neighbours that an odd row is held against
 _WITNESSES = 3  # fewer say nothing: one of two may be the odd one
 _ODD = 1.5  # a row is odd if it takes this many times as long as the larger ones after it, or as little of the smaller ones
 
 
-@dataclass(frozen=True, slots=True)
-class GemmRows:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmRows(MeasuredRows):
     """Matrix products of weights of one data type.
 
     Attributes
     ----------
     rows, inner, outer
         M, K and N of a product on one GPU.
-    seconds
-        Duration of one product.
     llm
         Whose product it is, as the source names the llm; empty in sweeps over shapes.
     dtype
         Data type of the weights.
-    source
-        Where the rows were published.
-    left_out
-        Rows of the files that are not here, by the reason.
     """
 
     rows: Int64[np.ndarray, " S"]
     inner: Int64[np.ndarray, " S"]
     outer: Int64[np.ndarray, " S"]
-    seconds: Float64[np.ndarray, " S"]
     llm: Shaped[np.ndarray, " S"]
     dtype: Dtype
-    source: str
-    left_out: Mapping[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.seconds)
-
-    def where(self, chosen: Bool[np.ndarray, " S"], reason: str = "") -> GemmRows:
-        """Return the chosen rows; with a reason, the others are counted as left out for it."""
-        dropped = int(len(self) - chosen.sum())
-        left_out = {**self.left_out, reason: dropped} if reason and dropped else self.left_out
-        columns = {name: getattr(self, name)[chosen] for name in ("rows", "inner", "outer", "seconds", "llm")}
-        return GemmRows(**columns, dtype=self.dtype, source=self.source, left_out=left_out)
 
     def keys(self) -> Int64[np.ndarray, "S 2"]:
         """Return the weights' shape (K, N) of each row: rows of all M share their fate in a split."""
@@ -89,8 +69,8 @@ def _medians_of_next(seconds: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, 
     return np.array([np.median(window) if len(window) >= _WITNESSES else np.nan for window in following])
 
 
-@dataclass(frozen=True, slots=True)
-class PassRows:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRows(MeasuredRows):
     """Kernels that pass over memory: norms, rotations, activations.
 
     Attributes
@@ -101,35 +81,15 @@ class PassRows:
         Tokens that it handled.
     moved_bytes
         Bytes that it has to read and write.
-    seconds
-        Duration of one kernel.
     llm
         Whose layer it is, as the source names the llm.
-    source
-        Where the rows were published.
-    left_out
-        Rows of the files that are not here, by the reason.
     """
 
     kernel: Shaped[np.ndarray, " S"]
     tokens: Int64[np.ndarray, " S"]
     moved_bytes: Float64[np.ndarray, " S"]
-    seconds: Float64[np.ndarray, " S"]
     llm: Shaped[np.ndarray, " S"]
-    source: str
-    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.seconds)
-
-
-def joined_passes(parts: Sequence[PassRows]) -> PassRows:
-    """Return the rows of several sources, at least one, as one."""
-    left_out: dict[str, int] = {}
-    for part in parts:
-        for reason, count in part.left_out.items():
-            left_out[reason] = left_out.get(reason, 0) + count
-    names = ("kernel", "tokens", "moved_bytes", "seconds", "llm")
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return PassRows(**columns, source="; ".join(dict.fromkeys(part.source for part in parts)), left_out=left_out)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from optsched.domain.llm import Llm
-from optsched.errors import SpecError
 from optsched.profiles.attention import AttentionRows, attention_rows
+from optsched.profiles.published import read_published
 
 COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
 SOURCE = "LLMServingSim profiler/perf, attention.csv (vLLM 0.19)"
@@ -38,15 +38,7 @@ def read_attention(path: Path, llm: Llm, tp: int, cache_bytes: float) -> tuple[A
     SpecError
         If a column is missing.
     """
-    import polars as pl
-
-    try:
-        table = pl.read_csv(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give attention.csv as published", file=path) from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise SpecError(f"columns {', '.join(missing)} are missing; give attention.csv as published", file=path)
+    table = read_published(path, COLUMNS)
     chunk, context, decoding, cached, micros = (table[name].to_numpy().astype(float) for name in COLUMNS)
     shape = {
         "heads": llm.num_heads / tp,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optsched.errors import SpecError
+from optsched.profiles.published import read_published
 from optsched.profiles.steps import RunRows, StepRows
 
 if TYPE_CHECKING:
@@ -52,15 +53,12 @@ def _measured(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return the medians of repeated runs in seconds, and how many synthetic rows were dropped."""
     import polars as pl
 
+    table = read_published(path, COLUMNS)
     try:
-        table = pl.read_csv(path)
-        missing = [name for name in COLUMNS if name not in table.columns]
-        if missing:
-            raise SpecError(f"columns {', '.join(missing)} are missing; give perf_model.csv as published", file=path)
         real = table.filter(pl.col("hardware") != SYNTHETIC)
         medians = real.group_by(SHAPE).agg(pl.col(name).median() for name in COLUMNS if name not in SHAPE).sort(SHAPE)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise SpecError(f"{error}; give perf_model.csv as published", file=path) from error
+        raise SpecError(f"{error}; give the file as published", file=path) from error
     return (
         medians.with_columns(pl.col("prompt_time", "token_time", "e2e_time") / 1e3).with_columns(
             whole=((pl.col("prompt_time") + (pl.col("token_size") - 1) * pl.col("token_time")) / pl.col("e2e_time") - 1).abs()

@@ -20,7 +20,8 @@ from optsched.cost.precision import double_precision, scalar
 from optsched.cost.split import split
 from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.hardware import Link
-from optsched.profiles.collectives import CollectiveRows, joined
+from optsched.profiles.collectives import CollectiveRows
+from optsched.profiles.rows import joined
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("all_reduce", *GATHERS, "send")

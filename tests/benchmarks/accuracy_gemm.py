@@ -21,7 +21,8 @@ from optsched.cost.gemm_tables import as_fitted, datasheet_s, peak_of, read_laye
 from optsched.cost.precision import double_precision, scalar
 from optsched.domain.hardware import Gpu
 from optsched.profiles.aiconfigurator_gemm import FORMATS, formats_of, read_gemms
-from optsched.profiles.gemms import GemmRows, PassRows, joined_passes
+from optsched.profiles.gemms import GemmRows, PassRows
+from optsched.profiles.rows import joined
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = {"M 1-16": (1, 16), "M 17-256": (17, 256), "M 257-2048": (257, 2048), "M above 2048": (2049, 1 << 30)}
@@ -90,11 +91,11 @@ def layer_tables(data: Path) -> tuple[list[list[str]], list[list[str]]]:
             times, floor = predicted(gpu, rows), datasheet_s(gpu, rows)
             cells = [*figures(times[large], rows.seconds[large]), mape(floor[large], rows.seconds[large])]
             products.append([name, "/".join(path.parts[-3:-1]), *cells])
-        joined = joined_passes(found)
-        times = pass_seconds(gpu, joined)
-        for kernel in dict.fromkeys(joined.kernel.tolist()):
-            mask = joined.kernel == kernel
-            passes.append([name, kernel, *figures(times[mask], joined.seconds[mask])])
+        every = joined(found)
+        times = pass_seconds(gpu, every)
+        for kernel in dict.fromkeys(every.kernel.tolist()):
+            mask = every.kernel == kernel
+            passes.append([name, kernel, *figures(times[mask], every.seconds[mask])])
     return products, passes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -23,8 +25,9 @@ def timed(law: ExchangeLaw, kind: str, gpus: int, nodes: int = 1) -> CollectiveR
     seconds = exchange_s(parameters, scalar(LINK.bytes_per_s), scalar(LINK.latency_s), SIZES, share, one_shot_share)
     count = len(SIZES)
     return CollectiveRows(
-        np.full(count, kind), np.full(count, gpus), np.full(count, nodes), SIZES, np.asarray(seconds), "made here"
-    )
+        kind=np.full(count, kind), gpus=np.full(count, gpus), nodes=np.full(count, nodes), num_bytes=SIZES,
+        seconds=np.asarray(seconds), source="made here",
+    )  # fmt: skip
 
 
 def test_a_law_is_found_again_from_its_own_times() -> None:
@@ -59,7 +62,7 @@ def test_all_reduces_of_full_nodes_give_the_law_between_them() -> None:
     network = LINK.replace(bytes_per_s=1e10, latency_s=2e-5, gpus_per_port=8)
     share = map(scalar, (network.bytes_per_s, network.latency_s))
     outer = exchange_s(ExchangeParameters.of(between), *share, SIZES, scalar(1.0), scalar(1.0))
-    both = CollectiveRows(inner.kind, inner.gpus * 2, inner.nodes * 2, SIZES, inner.seconds + np.asarray(outer), "made here")
+    both = replace(inner, gpus=inner.gpus * 2, nodes=inner.nodes * 2, seconds=inner.seconds + np.asarray(outer))
     law, fits = fit_network([timed(prior_law("send", 2), "send", 2, nodes=2), both], network, near, "2026-01-01")
     assert len(fits) == 2
     assert fits[1].fitted.fit.train_mape < 0.01
@@ -75,11 +78,7 @@ def test_between_nodes_no_law_exceeds_the_rate_of_a_port() -> None:
 
 def test_mixed_rows_and_unknown_kinds_are_named() -> None:
     rows = timed(prior_law("send", 2), "send", 2)
-    mixed = CollectiveRows(
-        np.where(SIZES > 1e6, "send", "all_to_all"),
-        *(getattr(rows, n) for n in ("gpus", "nodes", "num_bytes", "seconds")),
-        "made here",
-    )
+    mixed = replace(rows, kind=np.where(SIZES > 1e6, "send", "all_to_all"))
     with pytest.raises(ProblemError, match="rows of 2 kinds and group sizes"):
         fit_exchange(mixed, LINK, "2026-01-01")
     with pytest.raises(ProblemError, match="'broadcast' is no collective; there are all_reduce"):

@@ -25,7 +25,9 @@ TRUTH = GemmLaw(compute=0.6, memory=0.7, half_rows=40.0, launch_s=5e-6)
 
 def grid(dtype: Dtype = "bf16") -> GemmRows:
     m, k, n = (each.ravel() for each in np.meshgrid(ROWS, INNER, OUTER, indexing="ij"))
-    return GemmRows(m, k, n, np.ones(m.size), np.full(m.size, ""), dtype, "a test")
+    return GemmRows(
+        rows=m, inner=k, outer=n, seconds=np.ones(m.size), llm=np.full(m.size, ""), dtype=dtype, source="a test"
+    )  # fmt: skip
 
 
 def timed(law: GemmLaw) -> GemmRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from optsched.cost.tier import TierParameters
 from optsched.domain.hardware import Tier
 from optsched.domain.overheads import Overheads
 from optsched.errors import ProblemError, SpecError
-from optsched.profiles.steps import StepRows, joined_steps
+from optsched.profiles.rows import joined
+from optsched.profiles.steps import StepRows
 from optsched.profiles.tables import column_names
 
 GPU = catalog.gpu("a100-80gb")
@@ -52,7 +54,7 @@ def timed(overheads: Overheads) -> StepRows:
     llm = catalog.llm("opt-13b")
     tier, shape = TierParameters.of(place, llm), LlmShape.of(llm, Layout())
     seconds = [float(evaluate_steps(tier, shape, each.steps).seconds[0]) for each in step_cases(rows, lambda *_: (tier, shape))]
-    return StepRows(**{**{name: getattr(rows, name) for name in StepRows.__slots__}, "seconds": np.array(seconds)})
+    return replace(rows, seconds=np.array(seconds))
 
 
 def test_the_overheads_that_made_the_steps_are_found_again() -> None:
@@ -107,7 +109,7 @@ def test_tables_of_one_engine_are_joined_with_their_counts(tmp_path: Path) -> No
     assert len(twice) == 2 * len(once)
     assert twice.source == once.source
     assert twice.left_out == {reason: 2 * count for reason, count in once.left_out.items()}
-    assert joined_steps(once, once.where(once.seconds > 1e9)).seconds.tolist() == once.seconds.tolist()
+    assert joined([once, once.where(once.seconds > 1e9)]).seconds.tolist() == once.seconds.tolist()
 
 
 def test_the_keys_of_a_json_file_are_those_of_its_innermost_objects(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from optsched import catalog
 from optsched.errors import SpecError
 from optsched.profiles import aiconfigurator_attention, frontier_attention, llmservingsim_attention
-from optsched.profiles.attention import joined
+from optsched.profiles.rows import joined
 
 ROW = {
     "op_name": "context_attention", "kernel_source": "vllm_flash_attn_fa3", "batch_size": 4, "isl": 512, "step": 0, "num_heads": 32,
@@ -79,14 +79,14 @@ def test_attention_profile_of_vllm_is_split_into_chunks_and_steps(tmp_path: Path
     assert (steps.sequences.tolist(), steps.context.tolist(), steps.kv_heads.tolist()) == ([8.0], [2048.0], [4.0])
     assert chunks.left_out == {"chunks beside decoding sequences": 1}
     assert steps.seconds.tolist() == [6e-5]
-    both = joined(chunks, steps)
+    both = joined([chunks, steps])
     assert (len(both), both.left_out, both.source) == (2, chunks.left_out, chunks.source)
 
 
 def test_damaged_attention_tables_are_refused(tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.parquet"
     garbage.write_text("nothing")
-    with pytest.raises(SpecError, match="give the Parquet file as published"):
+    with pytest.raises(SpecError, match="give the file as published"):
         aiconfigurator_attention.read_attention(garbage, "bf16", decode=False)
     pl.DataFrame({"isl": [1]}).write_parquet(garbage)
     with pytest.raises(SpecError, match=r"columns kernel_source, batch_size.* are missing"):
@@ -102,7 +102,7 @@ def test_damaged_attention_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"columns time_stats.attn_prefill.median.* are missing"):
         frontier_attention.read_attention(table)
     for reader in (frontier_attention.read_attention, lambda file: llmservingsim_attention.read_attention(file, LLM, 1, 2.0)):
-        with pytest.raises(SpecError, match=r"give attention.csv as published"):
+        with pytest.raises(SpecError, match=r"give the file as published"):
             reader(tmp_path / "none.csv")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from optsched.errors import SpecError
 from optsched.profiles.aiconfigurator_collectives import read_engine_all_reduce, read_nccl
-from optsched.profiles.collectives import joined
+from optsched.profiles.rows import joined
 from optsched.profiles.vidur_network import read_vidur_network
 
 
@@ -84,7 +84,7 @@ def test_a_file_that_is_no_such_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("a,b\n1,2\n")
     with pytest.raises(SpecError, match="collective is none of all_reduce, send_recv"):
         read_vidur_network(tmp_path / "empty.csv")
-    with pytest.raises(SpecError, match="give the Parquet file as published"):
+    with pytest.raises(SpecError, match="give the file as published"):
         read_engine_all_reduce(tmp_path / "absent.parquet")
 
 

@@ -84,7 +84,7 @@ def test_wrong_files_types_and_distributions_are_named(tmp_path: Path) -> None:
         read_experts(path, "int4")
     with pytest.raises(SpecError, match="neither balanced nor power_law_A"):
         expected_load(4, 8, 2, 1, "zipf")
-    with pytest.raises(SpecError, match="give the Parquet file as published"):
+    with pytest.raises(SpecError, match="give the file as published"):
         read_experts(tmp_path / "absent.parquet", "bf16")
     pl.DataFrame({"latency": [1.0]}).write_parquet(tmp_path / "moe_perf.parquet")
     with pytest.raises(SpecError, match=r"columns num_tokens.* are missing; give moe_perf.parquet as published"):
@@ -123,7 +123,7 @@ def test_frontier_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "moe.csv").write_text("num_tokens\n1\n")
     with pytest.raises(SpecError, match=r"columns time_stats.* are missing; give moe.csv as published"):
         frontier_experts.read_experts(tmp_path / "moe.csv")
-    with pytest.raises(SpecError, match=r"give moe.csv as published"):
+    with pytest.raises(SpecError, match=r"give the file as published"):
         frontier_experts.read_experts(tmp_path / "absent.csv")
 
 

@@ -11,8 +11,9 @@ import pytest
 from optsched import catalog
 from optsched.errors import SpecError
 from optsched.profiles.aiconfigurator_gemm import formats_of, read_gemms
-from optsched.profiles.gemms import GemmRows, joined_passes
+from optsched.profiles.gemms import GemmRows
 from optsched.profiles.llmservingsim_layers import read_llmservingsim_gemms, read_llmservingsim_passes
+from optsched.profiles.rows import joined
 from optsched.profiles.vidur_layers import read_vidur_gemms, read_vidur_passes
 
 VIDUR_TIMES = ("input_layernorm", "post_attention_layernorm", "attn_rope", "mlp_act", "attn_pre_proj", "attn_post_proj",
@@ -45,7 +46,10 @@ def test_formats_of_no_data_type_are_counted(tmp_path: Path) -> None:
 def products(seconds: list[float]) -> GemmRows:
     number = len(seconds)
     same = np.full(number, 64)
-    return GemmRows(np.arange(1, number + 1), same, same, np.array(seconds), np.full(number, ""), "bf16", "a test")
+    return GemmRows(
+        rows=np.arange(1, number + 1), inner=same, outer=same, seconds=np.array(seconds), llm=np.full(number, ""), dtype="bf16",
+        source="a test",
+    )  # fmt: skip
 
 
 def test_a_row_out_of_order_with_its_neighbours_is_left_out_and_a_jump_is_not() -> None:
@@ -81,7 +85,7 @@ def test_a_sweep_without_the_type_is_refused(tmp_path: Path, change: dict[str, l
 def test_damaged_and_foreign_tables_are_refused(tmp_path: Path) -> None:
     broken = tmp_path / "gemm_perf.parquet"
     broken.write_bytes(b"PAR1")
-    with pytest.raises(SpecError, match="give the Parquet file as published"):
+    with pytest.raises(SpecError, match="give the file as published"):
         read_gemms(broken, "bf16")
     pl.DataFrame({"m": [1]}).write_parquet(broken)
     with pytest.raises(SpecError, match="columns gemm_dtype, n, k, latency are missing"):
@@ -122,7 +126,7 @@ def test_vidur_passes_leave_out_what_the_clock_cannot_resolve(tmp_path: Path) ->
     moved = [2 * 8192, 2 * 8192, 2 * (4096 + 512), 3 * 14336]
     assert rows.moved_bytes == pytest.approx([128 * 2 * each for each in moved])
     assert rows.left_out["times below 5 us, written to the microsecond"] == 4
-    both = joined_passes([rows, rows])
+    both = joined([rows, rows])
     assert (len(both), both.left_out["times below 5 us, written to the microsecond"]) == (8, 8)
 
 

@@ -68,11 +68,11 @@ def test_runs_without_power_or_with_less_than_either_phase_draws_are_left_out_an
 def test_other_tables_and_unknown_cards_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("model,hardware\nx,y\n")
-    with pytest.raises(SpecError, match=r"columns tensor_parallel, .* are missing; give perf_model.csv as published"):
+    with pytest.raises(SpecError, match=r"columns tensor_parallel, .* are missing; give other.csv as published"):
         read_splitwise_steps(path)
     with pytest.raises(SpecError, match="hardware 'v100' is none of a100-80gb, h100-80gb; drop its rows"):
         read_splitwise_steps(written(tmp_path, run(gpu="v100")))
-    with pytest.raises(SpecError, match=r"give perf_model.csv as published"):
+    with pytest.raises(SpecError, match=r"give the file as published"):
         read_splitwise_steps(tmp_path / "absent.csv")
 
 

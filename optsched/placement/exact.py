@@ -1,11 +1,10 @@
-"""Exact placement of few conversations: relaxation, evaluation and exclusion in turn, or every placement where they are few."""
+"""Exact placement of few conversations: partition program, walk through all placements, or relaxation and evaluation in turn."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from optsched.domain.plan import Status
 from optsched.placement.bound import lower_bound
@@ -18,12 +17,18 @@ from optsched.placement.partition.milp import PartitionFormulation
 from optsched.placement.problem import PlacementPlan, PlacementProblem
 from optsched.placement.solved import Limit, Solved, is_proven
 from optsched.placement.solver.milp import SAFETY, SolverName
-from optsched.placement.symmetry import canonical_placements
+from optsched.placement.symmetry import interchangeable
+from optsched.placement.tree.search import walk_all
+
+WALKED_AT_ONCE = 500_000
+"""Placements that are walked through before any program is solved: half a minute at most."""
+ITERATIONS_FIRST = 10
+"""Relaxations that are solved before more placements than that are walked through."""
 
 
 @dataclass
 class Search:
-    """The best placement so far, the bound, and the clock."""
+    """The best placement so far, the bound, the clock, and what closed the gap if not the solver."""
 
     problem: PlacementProblem
     plan: PlacementPlan
@@ -32,6 +37,7 @@ class Search:
     until_s: float
     limit: Limit = "none"
     closed: bool = False
+    by: str = ""
 
     def consider(self, plan: PlacementPlan) -> None:
         """Keep a placement if it is better."""
@@ -58,8 +64,7 @@ def exact(
     solver: SolverName = "highs",
     seed: int = 0,
     max_iterations: int = 10_000,
-    enumerate_below: int = 20_000,
-    iterations_first: int = 10,
+    walks: bool = True,
     partitions: bool = True,
 ) -> Solved:
     """Solve a small placement problem to proven optimality.
@@ -78,9 +83,9 @@ def exact(
         Of the heuristic that starts the search.
     max_iterations
         Relaxations to solve at most.
-    enumerate_below, iterations_first
-        After so many iterations without a proof, if there are fewer placements (but for the names of alike replicas)
-        than this, evaluate all of them instead.
+    walks
+        Walk through all placements that a bound does not rule out: at once where there are at most `WALKED_AT_ONCE` but for the
+        names of alike replicas, otherwise after `ITERATIONS_FIRST`, for half of the time that is left.
     partitions
         Where replicas are independent and conversations few, solve the partition program instead of all that.
 
@@ -96,12 +101,12 @@ def exact(
     if partitions and problem.workload.num_conversations <= MOST_CONVERSATIONS and independent(problem):
         _partition(search, solver)
     else:
-        _search(search, solver, max_iterations, enumerate_below, iterations_first)
+        _search(search, solver, max_iterations, walks)
     runtime_s = time.perf_counter() - start_s
     status: Status = "OPTIMAL" if search.proven else "FEASIBLE"
     limit: Limit = "none" if search.proven else search.limit
     bound = min(search.bound, search.value)
-    return Solved(search.plan, status, search.value, bound, limit, f"exact-{solver}", runtime_s, seed)
+    return Solved(search.plan, status, search.value, bound, limit, f"exact-{search.by or solver}", runtime_s, seed)
 
 
 def _partition(search: Search, solver: SolverName) -> None:
@@ -120,41 +125,52 @@ def _partition(search: Search, solver: SolverName) -> None:
     search.closed = answer.bound >= search.value - 2 * SAFETY * abs(search.value)
 
 
-def _search(search: Search, solver: SolverName, max_iterations: int, enumerate_below: int, iterations_first: int) -> None:
-    """Relax, evaluate and exclude; evaluate all placements where they are few."""
-    _iterate(search, solver, min(iterations_first, max_iterations) if enumerate_below else max_iterations)
-    if search.limit == "iterations" and enumerate_below:
-        _finish(search, solver, max_iterations - iterations_first, enumerate_below)
-
-
-def _finish(search: Search, solver: SolverName, iterations: int, enumerate_below: int) -> None:
-    """Evaluate all placements if they are few, otherwise go on with the relaxation."""
-    found = list(islice(_placements(search), enumerate_below + 1))
-    if search.out_of_time():
+def _search(search: Search, solver: SolverName, max_iterations: int, walks: bool) -> None:
+    """Relax, evaluate and exclude; walk through all placements."""
+    if walks and placements_at_most(search.problem) <= WALKED_AT_ONCE:
+        _walk(search, 1.0)
+    if search.proven or search.out_of_time():
         return
-    if len(found) <= enumerate_below:
-        _enumerate(search, found)
-    elif iterations > 0:
-        _iterate(search, solver, iterations)
-
-
-def _placements(search: Search) -> Iterator[list[tuple[int, int]]]:
-    for choice in canonical_placements(search.problem):
-        if search.out_of_time():
+    formulation = PlacementFormulation(search.problem)
+    if walks:
+        _iterate(search, formulation, solver, min(ITERATIONS_FIRST, max_iterations))
+        if search.proven or search.limit == "time":
             return
-        yield choice
+        _walk(search, 0.5)
+    _iterate(search, formulation, solver, max_iterations - (ITERATIONS_FIRST if walks else 0))
 
 
-def _iterate(search: Search, solver: SolverName, iterations: int) -> None:
+def placements_at_most(problem: PlacementProblem) -> float:
+    """Return about how many placements there are, but for the names of alike replicas."""
+    many = math.prod(len(problem.options(c)) for c in range(problem.workload.num_conversations))
+    return many / math.prod(math.factorial(len(group)) for group in interchangeable(problem))
+
+
+def _walk(search: Search, share: float) -> None:
+    """Walk through all placements for a share of the time that is left."""
+    if search.proven:
+        return
+    now_s = time.perf_counter()
+    found = walk_all(search.problem, search.value, until_s=now_s + share * (search.until_s - now_s))
+    if found.plan is not None:
+        search.consider(found.plan)
+    if found.finished:
+        search.bound, search.by = search.value, "walk"
+    else:
+        search.limit = "time" if share == 1.0 else search.limit
+
+
+def _iterate(search: Search, formulation: PlacementFormulation, solver: SolverName, iterations: int) -> None:
     if search.proven:
         return
     search.limit = "none"
-    formulation = PlacementFormulation(search.problem)
     for _ in range(iterations):
         if search.out_of_time():
             return
         answer = formulation.solve(solver, max(0.1, search.until_s - time.perf_counter()))
-        if answer.bound is not None:
+        if answer.bound is None:
+            search.limit = "time"
+        else:
             search.bound = max(search.bound, min(answer.bound, search.value))
             search.closed = answer.bound >= search.value - 2 * SAFETY * max(abs(search.value), formulation.scale)
         if search.proven or answer.plan is None:
@@ -164,12 +180,3 @@ def _iterate(search: Search, solver: SolverName, iterations: int) -> None:
         formulation.exclude(answer.plan)
     else:
         search.limit = "iterations"
-
-
-def _enumerate(search: Search, placements: list[list[tuple[int, int]]]) -> None:
-    search.limit = "none"
-    for choice in placements:
-        if search.out_of_time():
-            return
-        search.consider(PlacementPlan.of([p for p, _ in choice], [d for _, d in choice]))
-    search.bound = search.value

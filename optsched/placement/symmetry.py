@@ -1,8 +1,6 @@
-"""Replicas that are interchangeable, and the placements that remain when only one of each kind's namings is kept."""
+"""Replicas that are interchangeable: placements that differ by their names only are worth the same."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from optsched.placement.problem import PlacementProblem
 
@@ -32,26 +30,3 @@ def _swap(problem: PlacementProblem, i: int, j: int) -> bool:
 def _link(problem: PlacementProblem, i: int, j: int) -> tuple[float, float, float] | None:
     link = problem.link_of.get((i, j))
     return None if link is None else (link.latency_s, link.bytes_per_s, link.joules_per_byte)
-
-
-def canonical_placements(problem: PlacementProblem) -> Iterator[list[tuple[int, int]]]:
-    """Yield one placement of each class of placements that differ by the names of interchangeable replicas.
-
-    In the sequence prefill 0, decode 0, prefill 1, ... the members of a group appear in their order.
-    """
-    before = {member: group[k - 1] for group in interchangeable(problem) for k, member in enumerate(group) if k}
-    options = [problem.options(c) for c in range(problem.workload.num_conversations)]
-    chosen: list[tuple[int, int]] = []
-
-    def extend(used: frozenset[int]) -> Iterator[list[tuple[int, int]]]:
-        if len(chosen) == len(options):
-            yield list(chosen)
-            return
-        for p, d in options[len(chosen)]:
-            with_prefill = used | {p}
-            if before.get(p, p) in with_prefill and before.get(d, d) in with_prefill | {d}:
-                chosen.append((p, d))
-                yield from extend(with_prefill | {d})
-                chosen.pop()
-
-    yield from extend(frozenset())

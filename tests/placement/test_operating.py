@@ -61,11 +61,11 @@ def by_enumeration(problem: OpenProblem) -> float:
     return best
 
 
-@settings(max_examples=10)
-@given(open_problems(), st.sampled_from(["highs", "highs", "cbc"]))
-def test_the_program_finds_what_enumerating_fleets_and_placements_finds(problem, solver) -> None:
-    found = solve_open(problem, solver=solver)
-    assert found.status == "OPTIMAL"
+@settings(max_examples=15)
+@given(open_problems(), st.sampled_from(["walk", "highs", "highs", "cbc"]))
+def test_program_and_walk_find_what_enumerating_fleets_and_placements_finds(problem, by) -> None:
+    found = solve_open(problem) if by == "walk" else solve_open(problem, solver=by, walks=False)
+    assert (found.status, found.solver) == ("OPTIMAL", f"operating-{by}")
     assert found.value == pytest.approx(by_enumeration(problem), rel=1e-5)
     assert found.bound <= found.value
     fleet = problem.fleet(found.plan.counts)
@@ -80,7 +80,7 @@ CROWD = [[(60 + 30 * (c % 3), 6, 0.0), (8, 10 + 5 * c, 0.05)] for c in range(3)]
 @pytest.mark.parametrize("objective", ["ttfet", "energy"])
 def test_the_program_is_as_good_as_the_exact_method_on_the_best_fleet(objective: Goal) -> None:
     problem = open_problem(CROWD, [0.0, 0.03, 0.06], objective=objective, joined=False)
-    found = solve_open(problem)
+    found = solve_open(problem, walks=False)
     assert found.status == "OPTIMAL"
     assert found.value == pytest.approx(
         min(exact(problem.fleet(counts)).value for counts in problem.fleets() if holds(problem, counts))
@@ -97,7 +97,7 @@ def holds(problem: OpenProblem, counts: dict[int, int]) -> bool:
 
 def test_replicas_that_may_rest_save_their_idle_power_and_never_cost_more() -> None:
     awake, resting = (
-        solve_open(open_problem(CROWD[:2], [0.0, 0.03], objective="energy", may_rest=rest)) for rest in (False, True)
+        solve_open(open_problem(CROWD, [0.0, 0.03, 0.06], objective="energy", may_rest=rest)) for rest in (False, True)
     )
     assert sum(awake.plan.counts.values()) == 2
     assert resting.value <= awake.value * (1 + 1e-5)
@@ -111,7 +111,7 @@ def test_a_known_value_that_nothing_beats_is_proven_without_a_plan() -> None:
     again = solve_open(problem, better_than=best.value * 0.99)
     assert (again.plan, again.status) == (None, "NO_PLAN")
     assert again.bound == pytest.approx(best.value * 0.99)
-    assert solve_open(problem, max_iterations=1).iterations == 1
+    assert solve_open(problem, walks=False, max_iterations=1).iterations == 1
 
 
 def test_parts_of_a_placement_are_learned_under_every_name_of_twins() -> None:

@@ -1,9 +1,11 @@
-"""Exact fleet and placement of few conversations: the program over operating points, and what the evaluator says, in turn."""
+"""Exact fleet and placement of few conversations: a walk through all, or program and evaluator in turn."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+
+import numpy as np
 
 from optsched.domain.plan import Status
 from optsched.placement.components import components
@@ -12,6 +14,7 @@ from optsched.placement.operating.milp import OperatingFormulation
 from optsched.placement.operating.problem import FleetPlan, OpenProblem
 from optsched.placement.solved import is_proven, relative_gap
 from optsched.placement.solver.milp import SAFETY, SolverName
+from optsched.placement.tree.search import Upkeep, walk_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class SolvedFleet:
     plan
         The best that was found, or None.
     status
-        OPTIMAL: no fleet and placement are better. FEASIBLE: time or iterations ran out. NO_PLAN: before anything was found.
+        OPTIMAL: no fleet and placement are better. FEASIBLE: time or iterations ran out. NO_PLAN: nothing (better than what
+        was known) was found.
     value, bound
         Of the objective under the evaluator.
     iterations
@@ -44,9 +48,31 @@ class SolvedFleet:
         return relative_gap(self.value, self.bound)
 
 
+@dataclass
+class _Search:
+    """The best fleet and placement so far, the bound, and the clock."""
+
+    problem: OpenProblem
+    value: float
+    until_s: float
+    best: FleetPlan | None = None
+    bound: float = 0.0
+    closed: bool = False
+    iterations: int = 0
+
+    def left_s(self) -> float:
+        return self.until_s - time.perf_counter()
+
+    def consider(self, plan: FleetPlan) -> None:
+        """Keep a fleet and its placement if they are better."""
+        found = evaluate(self.problem.fleet(plan.counts), plan.placement).value(self.problem.objective)
+        if found < self.value:
+            self.best, self.value = plan, found
+
+
 def solve_open(
     problem: OpenProblem, *, time_limit_s: float = 60.0, solver: SolverName = "highs", max_iterations: int = 10_000,
-    better_than: float = float("inf"),
+    walks: bool = True, better_than: float = float("inf"),
 ) -> SolvedFleet:  # fmt: skip
     """Choose roles, caps and placement together, to proven optimality given time.
 
@@ -61,6 +87,8 @@ def solve_open(
         When to stop with what is there.
     solver
         ``highs`` or ``cbc``.
+    walks
+        Spend up to half of the time on a walk through all fleets and placements that a bound does not rule out.
     better_than
         A value that is known already: once the bound reaches it, nothing better exists.
 
@@ -70,28 +98,48 @@ def solve_open(
         If the solver is not installed.
     """
     start_s = time.perf_counter()
-    formulation = OperatingFormulation(problem)
-    best: FleetPlan | None = None
-    value, bound, done, iteration = better_than, 0.0, False, 0
-    while iteration < max_iterations and not done:
-        left_s = start_s + time_limit_s - time.perf_counter()
-        if left_s <= 0:
-            break
-        answer = formulation.solve(solver, max(0.1, left_s))
-        iteration += 1
+    search = _Search(problem, better_than, start_s + time_limit_s)
+    by = "walk" if walks and _walk(search, start_s + time_limit_s / 2) else solver
+    if not search.closed:
+        _iterate(search, solver, max_iterations)
+    done = search.closed or is_proven(search.value, search.bound)
+    status: Status = "NO_PLAN" if search.best is None else "OPTIMAL" if done else "FEASIBLE"
+    bound, runtime_s = min(search.bound, search.value), time.perf_counter() - start_s
+    return SolvedFleet(search.best, status, search.value, bound, search.iterations, f"operating-{by}", runtime_s)
+
+
+def _walk(search: _Search, until_s: float) -> bool:
+    """Walk through fleets and placements; return whether that was all of them."""
+    found = walk_all(search.problem.everything, search.value, until_s=until_s, upkeep=_upkeep(search.problem))
+    if found.plan is not None:
+        search.consider(search.problem.fleet_plan(found.plan))
+    search.closed = found.finished
+    search.bound = search.value if found.finished else search.bound
+    return found.finished
+
+
+def _upkeep(problem: OpenProblem) -> Upkeep:
+    """Return what each replica takes beyond the least that its gpu takes anyway, where none may rest."""
+    gpus = list(problem.supply)
+    kind = np.array([gpus.index(replica.gpu) for replica in problem.everything.replicas])
+    rates = [
+        r.coefficients.idle_w if problem.objective == "energy" else r.usd_per_hour / 3600 for r in problem.everything.replicas
+    ]
+    rate, supply = np.array(rates), np.array([problem.supply[gpu] for gpu in gpus])
+    anyway = np.array([0.0 if problem.may_rest else rate[kind == k].min() for k in range(len(gpus))])
+    return Upkeep(kind, supply, rate - anyway[kind], float(anyway @ supply), tuple(tuple(group) for group in problem.copies()))
+
+
+def _iterate(search: _Search, solver: SolverName, most: int) -> None:
+    formulation, everything = OperatingFormulation(search.problem), search.problem.everything
+    while search.iterations < most and search.left_s() > 0:
+        answer = formulation.solve(solver, max(0.1, search.left_s()))
+        search.iterations += 1
         if answer.bound is not None:
-            bound = max(bound, min(answer.bound, value))
-            done = answer.bound >= value - 2 * SAFETY * max(abs(value), formulation.scale)
-        if done or answer.plan is None:
-            break
-        plan = formulation.extract_fleet()
-        fleet = problem.fleet(plan.counts)
-        found = evaluate(fleet, plan.placement).value(problem.objective)
-        if found < value:
-            best, value = plan, found
-        everywhere = evaluate(problem.everything, answer.plan)
-        formulation.learn(components(problem.everything, answer.plan, everywhere))
+            search.bound = max(search.bound, min(answer.bound, search.value))
+            search.closed = answer.bound >= search.value - 2 * SAFETY * max(abs(search.value), formulation.scale)
+        if search.closed or answer.plan is None:
+            return
+        search.consider(formulation.extract_fleet())
+        formulation.learn(components(everything, answer.plan, evaluate(everything, answer.plan)))
         formulation.exclude(answer.plan)
-    done = done or is_proven(value, bound)
-    status: Status = "NO_PLAN" if best is None else "OPTIMAL" if done else "FEASIBLE"
-    return SolvedFleet(best, status, value, min(bound, value), iteration, f"operating-{solver}", time.perf_counter() - start_s)

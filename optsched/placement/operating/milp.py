@@ -29,7 +29,7 @@ from itertools import pairwise
 import pulp
 
 from optsched.placement.milp import PlacementFormulation
-from optsched.placement.operating.problem import FleetPlan, OpenProblem, chosen_fleet
+from optsched.placement.operating.problem import FleetPlan, OpenProblem
 
 
 class OperatingFormulation(PlacementFormulation):
@@ -94,4 +94,5 @@ class OperatingFormulation(PlacementFormulation):
 
     def extract_fleet(self) -> FleetPlan:
         """Read the fleet and the placement on it off the variables."""
-        return chosen_fleet(self.open_problem, [(on.varValue or 0.0) > 0.5 for on in self.on], self.extract_plan())
+        on = [i for i in self.replicas if (self.on[i].varValue or 0.0) > 0.5]
+        return self.open_problem.fleet_plan(self.extract_plan(), on)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, product
+
+import numpy as np
 
 from optsched.domain.plan import PlanLink, PlanReplica, PlanSlo
 from optsched.domain.workload import Workload
 from optsched.errors import ProblemError
 from optsched.placement.problem import Goal, PlacementPlan, PlacementProblem
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlan:
+    """A fleet, and a placement on it.
+
+    Attributes
+    ----------
+    counts
+        Replicas at each point, by its index.
+    placement
+        Replicas of each conversation, by their indices in `OpenProblem.fleet`.
+    """
+
+    counts: dict[int, int]
+    placement: PlacementPlan
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,41 @@ class OpenProblem:
         """Return the replicas of `everything` at each point, in order."""
         return [[r for r, own in enumerate(self.point_of) if own == k] for k in range(len(self.points))]
 
+    def fleet_plan(self, plan: PlacementPlan, on: Collection[int] = ()) -> FleetPlan:
+        """Return a placement on `everything` as one on the fleet that it uses.
+
+        Parameters
+        ----------
+        plan
+            The placement.
+        on
+            Replicas of `everything` that are on though nothing is placed there. If none may rest and fewer are on than the supply
+            makes, the rest work at the points that take least while idle, of role mixed where there is a choice.
+        """
+        chosen = sorted({*plan.prefill.tolist(), *plan.decode.tolist(), *on})
+        index = {r: k for k, r in enumerate(chosen)}
+        counts = dict(sorted(Counter(self.point_of[r] for r in chosen).items()))
+        prefill, decode = ([index[int(r)] for r in side] for side in (plan.prefill, plan.decode))
+        placement = PlacementPlan.of(prefill, decode)
+        return FleetPlan(counts, placement) if self.may_rest else self._filled(counts, placement)
+
+    def _filled(self, counts: dict[int, int], placement: PlacementPlan) -> FleetPlan:
+        """Return a fleet with all of the supply on, and the placement by its indices."""
+        full = Counter(counts)
+        for gpu, most in self.supply.items():
+            own = [k for k, point in enumerate(self.points) if point.gpu == gpu]
+            spare = min(own, key=lambda k: (self._idle(k), self.points[k].role != "mixed"))
+            full[spare] += most - sum(counts.get(k, 0) for k in own)
+        filled = {k: full[k] for k in sorted(full) if full[k]}
+        before = [(k, n) for k in sorted(counts) for n in range(counts[k])]
+        after = {entry: index for index, entry in enumerate((k, n) for k in filled for n in range(filled[k]))}
+        moved = np.array([after[entry] for entry in before])
+        return FleetPlan(filled, PlacementPlan(moved[placement.prefill], moved[placement.decode]))
+
+    def _idle(self, k: int) -> float:
+        """Return what a replica at a point takes while it does nothing: of the price if that is the objective, else W."""
+        return self.points[k].usd_per_hour if self.objective == "cost" else self.points[k].coefficients.idle_w
+
     def fleets(self) -> Iterator[dict[int, int]]:
         """Yield every fleet as counts by point: what the program chooses from, for checking it."""
         kinds = list(self.supply)
@@ -111,29 +165,3 @@ class OpenProblem:
             points = [k for part in choice for k in part]
             if points:
                 yield {k: points.count(k) for k in sorted(set(points))}
-
-
-@dataclass(frozen=True, slots=True)
-class FleetPlan:
-    """A fleet, and a placement on it.
-
-    Attributes
-    ----------
-    counts
-        Replicas at each point, by its index.
-    placement
-        Replicas of each conversation, by their indices in `OpenProblem.fleet`.
-    """
-
-    counts: dict[int, int]
-    placement: PlacementPlan
-
-
-def chosen_fleet(problem: OpenProblem, on: list[bool], plan: PlacementPlan) -> FleetPlan:
-    """Return the fleet of the replicas of `everything` that are on, and a placement on them by its own indices."""
-    index = {r: k for k, r in enumerate(r for r, is_on in enumerate(on) if is_on)}
-    counts: dict[int, int] = {}
-    for r in index:
-        counts[problem.point_of[r]] = counts.get(problem.point_of[r], 0) + 1
-    prefill, decode = ([index[int(r)] for r in side] for side in (plan.prefill, plan.decode))
-    return FleetPlan(counts, PlacementPlan.of(prefill, decode))

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from optsched.domain.plan import Plan
-from optsched.errors import PlanError, SpecError
+from optsched.domain.plan import Plan, PlanSet
+from optsched.errors import PlanError, SpecError, UnknownNameError
 
 VERSION = 1
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -142,19 +142,46 @@ def load(record: type[RecordT], kind: str, path: Path | str) -> RecordT:
 
 
 def load_plan(path: Path | str) -> Plan:
-    """Read a plan file and have it refereed.
+    """Read a plan file and have it refereed; ``FILE#NAME`` is one of the plans of a set.
+
+    Raises
+    ------
+    SpecError
+        If anything about the file is wrong, or it holds several plans and none is named.
+    UnknownNameError
+        If it holds no plan of that name.
+    PlanError
+        If the plan contradicts itself.
+    """
+    file, _, name = str(path).partition("#")
+    plans = load_plans(file)
+    if name and name not in plans:
+        raise UnknownNameError("plan", name, [each for each in plans if each], f"Plans of {file}.")
+    if len(plans) > 1 and not name:
+        first = next(iter(plans))
+        raise SpecError(f"holds the plans {', '.join(plans)}; name one, as in '{file}#{first}'", file=file)
+    return plans[name or next(iter(plans))]
+
+
+def load_plans(path: Path | str) -> dict[str, Plan]:
+    """Read the plans of a plan file (its one plan under an empty name) or of a set, and have them refereed.
 
     Raises
     ------
     SpecError
         If anything about the file is wrong.
     PlanError
-        If the plan contradicts itself.
+        If a plan contradicts itself.
     """
-    plan = load(Plan, "plan", path)
-    if broken := plan.violations():
-        raise PlanError(broken)
-    return plan
+    data = read_json(path)
+    if isinstance(data, dict) and data.get("schema") == "optsched/plan-set":
+        plans = {each.name: each.plan for each in validate(PlanSet, open_envelope(data, "plan-set", path), path).plans}
+    else:
+        plans = {"": validate(Plan, open_envelope(data, "plan", path), path)}
+    for plan in plans.values():
+        if broken := plan.violations():
+            raise PlanError(broken)
+    return plans
 
 
 def dump(record: BaseModel, kind: str) -> dict[str, Any]:

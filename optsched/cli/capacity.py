@@ -40,13 +40,13 @@ def capacity(
     sweep
         Ask for several rates, first:last:step, as in rate=1:10:1; prints a line for each.
     out
-        Write the plan of the fleet to this file, for simulate and run.
+        Write the plan of the fleet to this file, for simulate and run; with several services or periods, a set of plans of
+        which FILE#NAME is one.
     explain
         Say why other replica types take no part.
     json
         Print one JSON object.
     """
-    from optsched import files
     from optsched.capacity.solve import FleetInfeasibleError
     from optsched.errors import SpecError
     from optsched.planner.capacity import capacity as find
@@ -66,13 +66,27 @@ def capacity(
             emit_json(infeasible_json(error))
         raise
     if out is not None:
-        files.save(found.planned.plan, "plan", out)
+        _save(found, out)
     if json:
         emit_json(capacity_json(found))
         return
     print_capacity(found, explain)
     if out is not None:
         warn(f"Plan written to {out}")
+
+
+def _save(found: CapacityPlan, out: Path) -> None:
+    from optsched import files
+    from optsched.domain.plan import NamedPlan, PlanSet
+
+    if len(found.pools) == 1:
+        files.save(found.planned.plan, "plan", out)
+        return
+    several = len({each.pool.period for each in found.pools}) > 1
+    plans = tuple(
+        NamedPlan(name=each.pool.name, hours=each.pool.hours if several else None, plan=each.planned.plan) for each in found.pools
+    )
+    files.save(PlanSet(plans=plans), "plan-set", out)
 
 
 def infeasible_json(error: FleetInfeasibleError) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from optsched.cli.output import metrics_rows, print_line, print_table, warn
+from optsched.cli.output import SUMMARY_COLUMNS, metrics_rows, print_line, print_table, summary_row, warn
 
 if TYPE_CHECKING:
     from optsched.domain.scenario import FleetEntry
@@ -52,6 +52,9 @@ def capacity_json(found: CapacityPlan) -> dict[str, object]:
             }
             for pool in found.pools
         ]  # fmt: skip
+    if found.one_fleet is not None:
+        answer["changes_usd"] = found.changes_usd
+        answer["one_fleet"] = capacity_json(found.one_fleet)
     return answer
 
 
@@ -85,19 +88,22 @@ def _price_of_traffic(found: CapacityPlan) -> float:
 def print_capacity(found: CapacityPlan, explain: bool) -> None:
     """Print a capacity answer: fleets, percentiles, certificate, prices, and what was tried."""
     for pool in found.pools:
-        metrics, name = pool.planned.plan.predicted, pool.pool.name
-        print_line(f"{name or 'Fleet'}: {in_words(pool.fleet)}")
-        if len(found.pools) > 1:
-            print_line(
-                f"  {pool.pool.llm.name}, {pool.pool.rate_per_s:.4g} conversations/s, attainment {metrics.slo_attainment:.1%}"
-            )
+        traffic = f" ({pool.pool.llm.name}, {pool.pool.rate_per_s:.4g} conversations/s)" if len(found.pools) > 1 else ""
+        print_line(f"{pool.pool.name or 'Fleet'}{traffic}: {in_words(pool.fleet)}")
     use = ", ".join(f"{name} {100 * share:.0f}%" for name, share in found.utilisation.items())
     print_line(f"{found.cost_usd_per_hour:.4g} USD/h, power caps {found.power_w:,.0f} W; in use: {use}")
-    for pool in found.pools:
-        title = f"Simulated ({pool.planned.plan.predicted.clock} clock)"
-        title = f"{title}: {pool.pool.name}" if pool.pool.name else title
-        print_table(title, ("", "mean", "p50", "p95", "p99"), metrics_rows(pool.planned.plan.predicted))
+    if len(found.pools) == 1:
+        metrics = found.planned.plan.predicted
+        print_table(f"Simulated ({metrics.clock} clock)", ("", "mean", "p50", "p95", "p99"), metrics_rows(metrics))
+    else:
+        rows = [summary_row(pool.pool.name, pool.planned.plan.predicted) for pool in found.pools]
+        print_table("Simulated (true clock)", SUMMARY_COLUMNS, rows)
     print_line(_certificate(found))
+    if found.one_fleet is not None:
+        print_line(
+            f"One fleet for all periods: {in_words(found.one_fleet.fleet)}, {found.one_fleet.cost_usd_per_hour:.4g} USD/h "
+            f"(one per period: {found.cost_usd_per_hour:.4g} USD/h, and {found.changes_usd:.4g} USD of changes a day)"
+        )
     if found.sustained < 1:
         warn(
             f"The fleet could serve {100 * found.sustained:.0f}% of this traffic for ever; it keeps the targets since the "

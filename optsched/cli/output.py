@@ -85,3 +85,12 @@ def metrics_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
         row("last-turn TBT / standalone", metrics.normalised.last_turn_tbt, unit=False),
         row("end to end / standalone", metrics.normalised.e2e, unit=False),
     ]
+
+
+SUMMARY_COLUMNS = ("", "TTFT p95", "TTFET p95", "TPOT p95", "E2E p95", "attainment")
+
+
+def summary_row(name: str, metrics: Metrics) -> tuple[str, str, str, str, str, str]:
+    """Return one plan's figures in one row."""
+    p95 = [seconds(quantiles.p95) for quantiles in (metrics.ttft_s, metrics.ttfet_s, metrics.tpot_s, metrics.e2e_s)]
+    return name, p95[0], p95[1], p95[2], p95[3], f"{metrics.slo_attainment:.1%}"

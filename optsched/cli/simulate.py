@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from optsched.cli.output import emit_json, metrics_rows, print_line, print_table, progress, warn
+from optsched.cli.output import SUMMARY_COLUMNS, emit_json, metrics_rows, print_line, print_table, progress, summary_row, warn
 
 if TYPE_CHECKING:
     from optsched.domain.log import ExecutionLog
@@ -33,7 +33,8 @@ def simulate(
     Parameters
     ----------
     source
-        A plan file (.json), a scenario file (.toml), or the name of a packaged scenario.
+        A plan file (.json; of a set of plans, all of them, or FILE#NAME for one), a scenario file (.toml), or the name of a
+        packaged scenario.
     policy
         Placement or batching policy, instead of the one named there; twice for both. Under a placement that reserves cache for
         whole conversations, batching has little left to decide.
@@ -55,13 +56,20 @@ def simulate(
     from optsched import catalog, logfile
     from optsched.cli.checks import policies, positive
     from optsched.domain.accounting import measure_plan
+    from optsched.errors import SpecError
     from optsched.report.timeline import check_timeline, save_timeline
 
     check_timeline(timeline)
     rate = positive("--rate", rate)
     placement, batching = policies(policy)
     started = time.process_time()
-    if source.endswith(".json"):
+    file, _, name = source.partition("#")
+    if file.endswith(".json") and not name and len(names := plan_names(file)) > 1:
+        if log is not None or timeline is not None:
+            raise SpecError(f"several plans have no one log; name one, as in '{file}#{names[0]}'", file=file)
+        _simulate_all(file, names, placement, batching, clock, json)
+        return
+    if file.endswith(".json"):
         plan, workload, executed = _simulate_plan(Path(source), placement, batching, trace, rate, seed)
     else:
         from optsched.planner.plan import plan_scenario
@@ -109,6 +117,34 @@ def simulate(
         warn(f"Log written to {log}")
     if timeline is not None:
         warn(f"Timeline written to {timeline}")
+
+
+def plan_names(file: str) -> list[str]:
+    """Return the names of the plans that a file holds."""
+    from optsched import files
+
+    return list(files.load_plans(file))
+
+
+def _simulate_all(
+    file: str,
+    names: list[str],
+    placement: PlacementPolicyName | None,
+    batching: str | None,
+    clock: Literal["true", "paper"],
+    json: bool,
+) -> None:
+    """Simulate every plan of a set, each with its own conversations, and print a line for each."""
+    from optsched.domain.accounting import measure_plan
+
+    found = {}
+    for name in names:
+        plan, workload, executed = _simulate_plan(Path(f"{file}#{name}"), placement, batching, None, None, None)
+        found[name] = measure_plan(plan, executed, workload, clock)
+    if json:
+        emit_json({"plans": {name: {"metrics": metrics.model_dump(mode="json")} for name, metrics in found.items()}})
+        return
+    print_table(f"Simulated ({clock} clock)", SUMMARY_COLUMNS, [summary_row(name, metrics) for name, metrics in found.items()])
 
 
 def _simulate_plan(

@@ -215,3 +215,32 @@ class Plan(Frozen):
         if item.prefill != item.decode and (item.prefill, item.decode) not in joined:
             broken.append(f"{name} moves from {item.prefill!r} to {item.decode!r}, but no link joins them")
         return broken
+
+
+class NamedPlan(Frozen):
+    """The plan of one service, or of one period, or of one service in one period.
+
+    Attributes
+    ----------
+    name
+        By which it is chosen.
+    hours
+        How long it lasts in a day; None: all day.
+    """
+
+    name: str
+    hours: float | None = Field(default=None, gt=0)
+    plan: Plan
+
+
+class PlanSet(Frozen):
+    """Plans side by side or one after the other, each with replicas of its own (``schema = "optsched/plan-set"``)."""
+
+    plans: tuple[NamedPlan, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [each.name for each in self.plans]
+        if len(set(names)) != len(names):
+            raise ValueError(f"plan names must differ: {', '.join(names)}")
+        return self

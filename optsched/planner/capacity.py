@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from optsched.domain.scenario import Scenario
@@ -52,4 +53,9 @@ def capacity(
         pools = over_the_day(pools, scenario.periods)
     problem = capacity_problem(scenario, pools)
     found = search_fleet(scenario, problem, Trials(scenario, problem), progress)
-    return answer_of(scenario, problem, found)
+    answer = answer_of(scenario, problem, found)
+    if not scenario.periods or rate_per_s is not None:
+        return answer
+    busiest = max(period.rate_per_s for period in scenario.periods)
+    alone = scenario.replace(periods=(), current=None)
+    return replace(answer, one_fleet=capacity(alone, base=base, trace=trace, rate_per_s=busiest, seed=seed))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Int64
 
 from optsched.capacity.prices import Prices, relaxation_prices
+from optsched.capacity.problem import FleetPlan, FleetProblem
 from optsched.capacity.solve import FleetAnswer, solve_fleet
 from optsched.capacity.survival import largest_share
 from optsched.domain.plan import Certificate
@@ -18,6 +20,7 @@ from optsched.planner.capacity_problem import CapacityProblem, capacity_problem
 from optsched.planner.capacity_search import GAP, Found, Iteration
 from optsched.planner.plan import Planned, plan_draft
 
+Array = np.ndarray
 EVALUATOR = "columns-v1"
 OBJECTIVES: dict[Objective, str] = {"energy": "mean power [W]", "gpus": "GPUs", "cost": "price [USD/h]"}
 OVER_PERIODS: dict[Objective, str] = {"energy": "energy [Wh]", "gpus": "GPU hours", "cost": "price [USD]"}
@@ -62,6 +65,9 @@ class CapacityPlan:
         the targets since it ends, prices are those of that share, and nothing is proven.
     utilisation
         Of each type that is used, by its label.
+    changes_usd, one_fleet
+        With periods: what adding and removing replicas between them costs; and the one fleet that serves the busiest period and
+        all others.
     iterations, problem
         What was tried, and the fleet problem with the types that take no part.
     """
@@ -77,6 +83,8 @@ class CapacityPlan:
     utilisation: dict[str, float]
     iterations: tuple[Iteration, ...]
     problem: CapacityProblem
+    changes_usd: float = 0.0
+    one_fleet: CapacityPlan | None = None
 
     @property
     def planned(self) -> Planned:
@@ -108,9 +116,7 @@ def answer_of(scenario: Scenario, problem: CapacityProblem, found: Found) -> Cap
     share = max(1e-9, largest_share(problem.problem, counts))
     # What the fleet cannot sustain for ever is left out of use and prices; the bound is one only if all can be.
     served = replace(problem.problem, demand_per_s=problem.problem.demand_per_s * min(1.0, share * (1 - 1e-6)))
-    same = replace(served, limits=served.uses.T @ counts, lost=None, present=None, follows=None, change_cost=None)
-    best = solve_fleet(same, gap=GAP)
-    used = best.plan if np.array_equal(best.plan.counts, counts) else replace(best.plan, counts=counts)
+    used = _routed(served, counts)
     value = served.value(used)
     bound = 0.0 if full is None else min(full.bound, value)
     words = OBJECTIVES if problem.problem.follows is None else OVER_PERIODS
@@ -131,7 +137,17 @@ def answer_of(scenario: Scenario, problem: CapacityProblem, found: Found) -> Cap
         utilisation={served.types[a]: float(shares[a]) for a in np.flatnonzero(counts)},
         iterations=found.iterations,
         problem=problem,
+        changes_usd=problem.problem.fleet_cost(counts) - float(problem.problem.cost @ counts),
     )  # fmt: skip
+
+
+def _routed(problem: FleetProblem, counts: Int64[Array, " A"]) -> FleetPlan:
+    """Return the cheapest routing over a fleet that is given."""
+    given = replace(
+        problem, cost=np.zeros(len(counts)), resources=problem.types, uses=np.eye(len(counts)), limits=counts.astype(float),
+        lost=None, present=None, follows=None, change_cost=None,
+    )  # fmt: skip
+    return replace(solve_fleet(given, gap=GAP).plan, counts=counts)
 
 
 def _pool_plans(scenario: Scenario, problem: CapacityProblem, found: Found) -> tuple[PoolPlan, ...]:

@@ -190,13 +190,17 @@ class _Search:
         if problem.lost is not None:
             return counts
         order = np.argsort(-problem.cost, kind="stable").tolist()
+        # Where changes cost, a replica may be worth leaving out only in all periods at once.
+        removals = [[a] for a in order] + ([] if problem.follows is None else [_orbit(problem.follows, a) for a in order])
         again = True
         while again:
             again = False
-            for a in order:
+            for removed in removals:
                 fewer = counts.copy()
-                fewer[a] -= 1
-                if fewer[a] < 0 or not self._complete(fewer, a) or problem.fleet_cost(fewer) >= problem.fleet_cost(counts):
+                fewer[removed] -= 1
+                if fewer.min() < 0 or not all(self._complete(fewer, a) for a in removed):
+                    continue
+                if problem.fleet_cost(fewer) >= problem.fleet_cost(counts):
                     continue
                 if not self._try(fewer, "one fewer").any():
                     counts, again = fewer, True
@@ -207,3 +211,11 @@ class _Search:
         """Tell whether the pool of a type still both prefills and decodes."""
         roles = {entry.role for entry in self.problem.fleet(int(self.problem.pool_of_type[a]), counts)}
         return "mixed" in roles or {"prefill", "decode"} <= roles
+
+
+def _orbit(follows: Int64[Array, " A"], a: int) -> list[int]:
+    """Return a type in every period."""
+    found = [a]
+    while (before := int(follows[found[-1]])) not in (a, -1):
+        found.append(before)
+    return found

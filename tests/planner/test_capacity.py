@@ -12,7 +12,8 @@ from optsched.capacity.solve import FleetInfeasibleError
 from optsched.cli import invoke
 from optsched.cli.capacity_answer import print_capacity
 from optsched.domain.scenario import LatencyTarget, Limits
-from optsched.errors import SpecError
+from optsched.errors import SpecError, UnknownNameError
+from optsched.files import load_plan, load_plans
 from optsched.planner.capacity import capacity
 from optsched.planner.capacity_answer import slo_price
 from optsched.planner.capacity_pools import pools_of
@@ -128,3 +129,104 @@ def test_a_sweep_has_a_line_for_each_rate(capsys) -> None:
 def test_a_sweep_that_makes_no_sense_is_refused(text: str, capsys) -> None:
     assert invoke(["capacity", "chat-l4", "--sweep", text]) == 1
     assert "give rate=FIRST:LAST:STEP" in capsys.readouterr().err
+
+
+SERVICES = """
+schema = "optsched/scenario"
+version = 1
+[[service]]
+name = "chat"
+llm = "llama-3.1-8b"
+workload = { source = "chat", conversations = 60, arrivals = { process = "poisson", rate_per_s = 0.4, seed = 7 } }
+slo = { ttft = { percentile = 95, seconds = 2 }, tbt = { percentile = 95, seconds = 0.1 } }
+[[service]]
+name = "small"
+llm = "qwen3-0.6b"
+workload = { source = "sharegpt", conversations = 60, arrivals = { process = "poisson", rate_per_s = 1.6, seed = 7 } }
+slo = { ttft = { percentile = 95, seconds = 1 }, tpot = { percentile = 95, seconds = 0.05 } }
+[[fleet]]
+gpu = "l4"
+role = "mixed"
+[supply]
+"l4" = { max = 8 }
+[objective]
+minimise = "cost"
+[engine]
+max_batched_tokens = 1024
+max_sequences = 64
+[policy]
+placement = "collocated"
+placement_parameters = { admission = 0 }
+"""
+PERIODS = """
+[[period]]
+name = "day"
+hours = 16
+rate_per_s = 6
+[[period]]
+name = "night"
+hours = 8
+rate_per_s = 0.4
+[current]
+fleet = []
+cost_of_change_usd = 0.01
+"""
+
+
+def test_services_share_a_supply_and_each_keeps_its_own_targets(tmp_path: Path, capsys) -> None:
+    file, out = tmp_path / "two.toml", tmp_path / "plans.json"
+    file.write_text(SERVICES)
+    assert invoke(["capacity", str(file), "--rate", "4", "--json", "--out", str(out)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [pool["rate_per_s"] for pool in answer["pools"]] == pytest.approx([0.8, 3.2])
+    assert sum(entry["count"] for entry in answer["fleet"]) <= 8
+    assert {entry["service"] for entry in answer["fleet"]} == {"chat", "small"}
+    for pool in answer["pools"]:
+        assert max(pool["predicted"]["slo_violations"].values()) <= 0.05
+    assert set(load_plans(out)) == {"chat", "small"}
+    assert load_plan(f"{out}#small").llms[0].name == "qwen3-0.6b"
+    assert invoke(["simulate", str(out), "--json"]) == 0
+    simulated = json.loads(capsys.readouterr().out)["plans"]
+    for pool in answer["pools"]:
+        assert simulated[pool["pool"]]["metrics"]["ttft_s"] == pool["predicted"]["ttft_s"]
+    assert invoke(["simulate", f"{out}#chat"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SpecError, match="holds the plans chat, small; name one, as in"):
+        load_plan(out)
+    with pytest.raises(UnknownNameError, match="Unknown plan 'chats'; did you mean: chat"):
+        load_plan(f"{out}#chats")
+    assert invoke(["simulate", str(out), "--log", str(tmp_path / "log.parquet")]) == 1
+    assert "several plans have no one log" in capsys.readouterr().err
+
+
+def test_every_period_has_a_fleet_and_changes_are_paid(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "day.toml"
+    file.write_text(SERVICES + PERIODS)
+    assert invoke(["capacity", str(file), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    number = {pool["pool"]: sum(entry["count"] for entry in pool["fleet"]) for pool in answer["pools"]}
+    assert number["chat, night"] <= number["chat, day"]
+    assert sum(number.values()) > 4
+    changed = sum(abs(number[f"{name}, day"] - number[f"{name}, night"]) for name in ("chat", "small"))
+    assert answer["changes_usd"] == pytest.approx(2 * 0.01 * changed)
+    assert answer["cost_usd_per_hour"] < answer["one_fleet"]["cost_usd_per_hour"]
+    assert invoke(["capacity", str(file)]) == 0
+    assert "One fleet for all periods" in capsys.readouterr().out
+    file.write_text(SERVICES + PERIODS.replace("0.01", "1000"))
+    assert invoke(["capacity", str(file), "--json"]) == 0
+    steady = json.loads(capsys.readouterr().out)
+    assert steady["changes_usd"] == 0
+    assert steady["cost_usd_per_hour"] == pytest.approx(answer["one_fleet"]["cost_usd_per_hour"])
+
+
+def test_services_cannot_share_a_trace_and_say_what_runs_today(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "two.toml"
+    file.write_text(SERVICES)
+    assert invoke(["capacity", str(file), "--trace", "any.csv"]) == 1
+    assert "2 services cannot share one trace" in capsys.readouterr().err
+    file.write_text(SERVICES + '[current]\nfleet = [{ gpu = "l4", role = "mixed" }]\n')
+    assert invoke(["capacity", str(file)]) == 1
+    assert "give each entry its service" in capsys.readouterr().err
+    file.write_text(SERVICES + '[current]\nfleet = [{ gpu = "l4", role = "mixed", service = "chap" }]\n')
+    assert invoke(["capacity", str(file)]) == 1
+    assert "a fleet entry serves 'chap', there are chat, small" in capsys.readouterr().err

@@ -10,10 +10,12 @@ import numpy as np
 
 from optsched.cli.asked import THEIR_OWN, Conversations, read_scenario
 from optsched.cli.capacity_answer import capacity_json, in_words, print_capacity
+from optsched.cli.capacity_beyond import Beyond
 from optsched.cli.output import emit_json, print_table, progress, warn
 
 if TYPE_CHECKING:
     from optsched.capacity.solve import FleetInfeasibleError
+    from optsched.domain.scenario import Scenario
     from optsched.planner.capacity_answer import CapacityPlan
 
 MOST_RATES = 1000
@@ -26,6 +28,8 @@ def capacity(
     conversations: Conversations = THEIR_OWN,
     sweep: str | None = None,
     out: Path | None = None,
+    pareto: bool = False,
+    robustness: bool = False,
     explain: bool = False,
     json: bool = False,
 ) -> None:
@@ -42,6 +46,10 @@ def capacity(
     out
         Write the plan of the fleet to this file, for simulate and run; with several services or periods, a set of plans of
         which FILE#NAME is one.
+    pareto
+        Also print fleets of which none is better in money, energy and latency at once.
+    robustness
+        Also print what the plan does under other rates and output lengths, and up to which it keeps the targets.
     explain
         Say why other replica types take no part.
     json
@@ -54,8 +62,9 @@ def capacity(
     base, asked = read_scenario(scenario)
     rate, trace, seed = conversations.rate_per_s, conversations.trace, conversations.seed
     if sweep is not None:
-        if rate is not None or out is not None:
-            raise SpecError("several rates have no one rate and no one plan; leave out --rate and --out", field="--sweep")
+        if rate is not None or out is not None or pareto or robustness:
+            reason = "several rates have no one rate and no one plan; leave out --rate, --out, --pareto and --robustness"
+            raise SpecError(reason, field="--sweep")
         _sweep(sweep, lambda each: find(asked, base=base, trace=trace, rate_per_s=each, seed=seed), json)
         return
     try:
@@ -67,12 +76,28 @@ def capacity(
         raise
     if out is not None:
         _save(found, out)
+    more = _beyond(asked, found, pareto, robustness)
     if json:
-        emit_json(capacity_json(found))
+        emit_json({**capacity_json(found), **more.json()})
         return
     print_capacity(found, explain)
+    more.print()
     if out is not None:
         warn(f"Plan written to {out}")
+
+
+def _beyond(scenario: Scenario, found: CapacityPlan, pareto: bool, robustness: bool) -> Beyond:
+    from optsched.planner.capacity_front import pareto as front
+    from optsched.planner.robustness import robustness as bears
+
+    points, borne = None, None
+    if pareto:
+        with progress("drawing the front") as advance:
+            points = front(scenario, found, progress=advance)
+    if robustness:
+        with progress("disturbing the plan") as advance:
+            borne = {each.pool.name: bears(each.planned.plan, each.planned.workload, progress=advance) for each in found.pools}
+    return Beyond(points, borne)
 
 
 def _save(found: CapacityPlan, out: Path) -> None:

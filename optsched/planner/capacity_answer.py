@@ -63,6 +63,8 @@ class CapacityPlan:
     sustained
         Share of the traffic that the fleet could serve for ever. Below 1 the queues grow as long as the workload lasts; it keeps
         the targets since it ends, prices are those of that share, and nothing is proven.
+    routed
+        Replicas of each type and the traffic routed to them; see `sustained`.
     utilisation
         Of each type that is used, by its label.
     changes_usd, one_fleet
@@ -80,6 +82,7 @@ class CapacityPlan:
     one_more: dict[str, float]
     slo_price: float | None
     sustained: float
+    routed: FleetPlan
     utilisation: dict[str, float]
     iterations: tuple[Iteration, ...]
     problem: CapacityProblem
@@ -134,6 +137,7 @@ def answer_of(scenario: Scenario, problem: CapacityProblem, found: Found) -> Cap
         one_more={} if full is None else _one_more(problem, full),
         slo_price=None if full is None else slo_price(scenario, [part.pool for part in problem.parts]),
         sustained=min(1.0, share),
+        routed=used,
         utilisation={served.types[a]: float(shares[a]) for a in np.flatnonzero(counts)},
         iterations=found.iterations,
         problem=problem,

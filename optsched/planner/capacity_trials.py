@@ -81,6 +81,25 @@ class Trials:
         return Verdict(None, least)
 
 
+def simulated_metrics(scenario: Scenario, pool: Pool, fleet: tuple[FleetEntry, ...]) -> Metrics | None:
+    """Return what conversations experience on a fleet, under the policy that misses targets least; None if one fits nowhere."""
+    best: tuple[float, Metrics] | None = None
+    fixed = pool.scenario(scenario).replace(fleet=fleet)
+    for policy in suitable_policies(fixed):
+        draft = drafts_of(fixed.replace(policy=policy), pool.llm, pool.described, policy.placement)[0]
+        try:
+            log = simulate(draft, pool.workload, record_steps=False)
+        except InfeasibleError:
+            continue
+        metrics = measure_plan(draft, log, pool.workload)
+        missed = max(0.0, worst_target(pool.service.slo, metrics)[1])
+        if best is None or missed < best[0]:
+            best = missed, metrics
+        if missed == 0:
+            break
+    return None if best is None else best[1]
+
+
 def worst_of_all(draft: Plan, pools: list[Pool]) -> tuple[str, float]:
     """Return the target that a fleet misses most, over the pools up to the first with which it misses any."""
     worst = ("nothing", -1.0)

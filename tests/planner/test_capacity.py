@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from optsched.errors import SpecError, UnknownNameError
 from optsched.files import load_plan, load_plans
 from optsched.planner.capacity import capacity
 from optsched.planner.capacity_answer import slo_price
+from optsched.planner.capacity_front import pareto
 from optsched.planner.capacity_pools import pools_of
 from optsched.planner.capacity_problem import pool_columns
 
@@ -230,3 +232,25 @@ def test_services_cannot_share_a_trace_and_say_what_runs_today(tmp_path: Path, c
     file.write_text(SERVICES + '[current]\nfleet = [{ gpu = "l4", role = "mixed", service = "chap" }]\n')
     assert invoke(["capacity", str(file)]) == 1
     assert "a fleet entry serves 'chap', there are chat, small" in capsys.readouterr().err
+
+
+def test_the_front_and_the_robustness_stand_beside_the_answer(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text(SERVICES.replace('[supply]\n"l4" = { max = 8 }', '[supply]\n"l4" = { max = 8 }\n"a40" = { max = 2 }'))
+    single = CHAT.replace(fleet=(), supply={"l4": {"max": 4}, "a40": {"max": 2}}, objective={"minimise": "cost"})
+    answer = capacity(single, rate_per_s=0.8)
+    points = pareto(single, answer)
+    values = [(point.usd_per_hour, point.power_w, point.p95_latency_s) for point in points]
+    assert len(values) > 2
+    for first, second in permutations(values, 2):
+        assert any(a < b for a, b in zip(first, second, strict=True))
+    assert next(point for point in points if point.chosen).fleet == answer.fleet
+    assert invoke(["capacity", str(file), "--pareto", "--robustness", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {len(point["simulated"]) for point in found["pareto"]} == {2}
+    assert {"chat", "small"} == set(found["robustness"])
+    assert found["robustness"]["chat"]["rate_breaks"] >= 0.99
+    assert invoke(["capacity", "chat-l4", "--rate", "0.2", "--pareto", "--robustness"]) == 0
+    printed = capsys.readouterr().out
+    assert "(chosen)" in printed
+    assert "Targets are kept up to rate x" in printed

@@ -21,6 +21,7 @@ _COMMANDS = (
     ("run", "Execute a plan on real torch workers and compare with the prediction."),
     ("calibrate", "Measure this machine and write its tier file."),
     ("report", "Make one self-contained page of a plan, a log or a capacity answer."),
+    ("export", "Write a plan as launch commands or manifests of vLLM, llm-d or Dynamo."),
     ("trace", "Import, describe or synthesise workloads."),
     ("repro", "Run a paper's experiments again and say which of its claims come out."),
     ("warm-up", "Compile the numba kernels ahead of their first use."),

@@ -9,8 +9,8 @@ import pytest
 
 from optsched.cli import invoke
 
-COMMANDS = ("show", "estimate", "batch", "plan", "simulate", "run", "calibrate", "report", "trace", "repro", "warm-up")
-HEAVY = ("jax", "torch", "pulp", "cvxpy", "numba", "pint", "polars", "numpy")
+COMMANDS = ("show", "estimate", "batch", "plan", "simulate", "run", "calibrate", "report", "export", "trace", "repro", "warm-up")
+HEAVY = ("jax", "torch", "pulp", "cvxpy", "numba", "pint", "polars", "numpy", "yaml")
 
 
 def test_help_imports_nothing_heavy():

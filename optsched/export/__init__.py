@@ -1,0 +1,1 @@
+"""A plan for the engines that people run: launch commands and manifests."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optsched.cli.capacity_answer import entry_json, in_words
-from optsched.cli.output import print_line, print_table, seconds
+from optsched.cli.output import print_line, print_table
+from optsched.report.numbers import seconds
 
 if TYPE_CHECKING:
     from optsched.planner.capacity_front import ParetoPoint

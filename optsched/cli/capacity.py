@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from optsched.cli.asked import THEIR_OWN, Conversations, read_scenario
-from optsched.cli.capacity_answer import capacity_json, in_words, print_capacity
+from optsched.cli.capacity_answer import capacity_json, in_words, outcome_json, print_capacity
 from optsched.cli.capacity_beyond import Beyond
 from optsched.cli.output import emit_json, print_table, progress, warn
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from optsched.capacity.solve import FleetInfeasibleError
     from optsched.domain.scenario import Scenario
     from optsched.planner.capacity_answer import CapacityPlan
+    from optsched.planner.sweep import Question
 
 MOST_RATES = 1000
 
@@ -42,7 +42,7 @@ def capacity(
     conversations
         Which conversations; fleets are tried with the two seeds that follow, too.
     sweep
-        Ask for several rates, first:last:step, as in rate=1:10:1; prints a line for each.
+        Ask for several rates, first:last:step, as in rate=1:10:1; prints a line for each. Many are asked in several processes.
     out
         Write the plan of the fleet to this file, for simulate and run; with several services or periods, a set of plans of
         which FILE#NAME is one.
@@ -58,6 +58,7 @@ def capacity(
     from optsched.capacity.solve import FleetInfeasibleError
     from optsched.errors import SpecError
     from optsched.planner.capacity import capacity as find
+    from optsched.planner.sweep import Question
 
     base, asked = read_scenario(scenario)
     rate, trace, seed = conversations.rate_per_s, conversations.trace, conversations.seed
@@ -65,7 +66,7 @@ def capacity(
         if rate is not None or out is not None or pareto or robustness:
             reason = "several rates have no one rate and no one plan; leave out --rate, --out, --pareto and --robustness"
             raise SpecError(reason, field="--sweep")
-        _sweep(sweep, lambda each: find(asked, base=base, trace=trace, rate_per_s=each, seed=seed), json)
+        _sweep([Question(asked, base, trace, each, seed) for each in _rates(sweep)], json)
         return
     try:
         with progress("trying fleets") as advance:
@@ -120,25 +121,21 @@ def infeasible_json(error: FleetInfeasibleError) -> dict[str, object]:
     return {"infeasible": {"relax": relax, "reason": str(error)}}
 
 
-def _sweep(text: str, find: Callable[[float], CapacityPlan], json: bool) -> None:
-    from optsched.errors import InfeasibleError
+def _sweep(questions: list[Question], json: bool) -> None:
+    from optsched.planner.sweep import sweep
 
-    rows: list[dict[str, object]] = []
-    cells = []
-    rates = _rates(text)
-    with progress("sweeping") as advance:
-        for number, rate in enumerate(rates):
-            try:
-                found = find(rate)
-                rows.append({"rate_per_s": rate, **capacity_json(found), "words": in_words(found.fleet)})
-                cells.append((f"{rate:g}", in_words(found.fleet), f"{found.cost_usd_per_hour:.4g}"))
-            except InfeasibleError as error:
-                rows.append({"rate_per_s": rate, "infeasible": str(error)})
-                cells.append((f"{rate:g}", str(error), "-"))
-            advance(number + 1, len(rates))
+    with progress("sweeping", total=len(questions)) as advance:
+        outcomes = sweep(questions, progress=advance)
     if json:
-        emit_json({"sweep": rows})
+        emit_json({"sweep": [outcome_json(outcome) for outcome in outcomes]})
         return
+    cells = [
+        (
+            f"{outcome.question.rate_per_s:g}", outcome.infeasible or in_words(outcome.fleet),
+            "-" if outcome.usd_per_hour is None else f"{outcome.usd_per_hour:.4g}",
+        )
+        for outcome in outcomes
+    ]  # fmt: skip
     print_table("Cheapest fleets", ("conversations/s", "fleet", "USD/h"), cells)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from optsched.domain.scenario import FleetEntry
     from optsched.planner.capacity_answer import CapacityPlan, PoolPlan
     from optsched.planner.capacity_search import Iteration
+    from optsched.planner.sweep import Outcome
 
 
 def capacity_json(found: CapacityPlan) -> dict[str, object]:
@@ -56,6 +57,22 @@ def capacity_json(found: CapacityPlan) -> dict[str, object]:
         answer["changes_usd"] = found.changes_usd
         answer["one_fleet"] = capacity_json(found.one_fleet)
     return answer
+
+
+def outcome_json(outcome: Outcome) -> dict[str, object]:
+    """Return one answer of a sweep as plain data."""
+    if outcome.infeasible is not None:
+        return {"rate_per_s": outcome.question.rate_per_s, "infeasible": outcome.infeasible}
+    return {
+        "rate_per_s": outcome.question.rate_per_s,
+        "fleet": [entry_json(entry) for entry in outcome.fleet],
+        "words": in_words(outcome.fleet),
+        "cost_usd_per_hour": outcome.usd_per_hour,
+        "power_w": outcome.power_w,
+        "predicted": {name or "all": metrics.model_dump(mode="json") for name, metrics in outcome.predicted},
+        "certificate": outcome.certificate.model_dump(mode="json") if outcome.certificate else None,
+        "sustained": outcome.sustained,
+    }
 
 
 def _of_pool(pool: PoolPlan) -> dict[str, object]:

@@ -11,9 +11,9 @@ from jaxtyping import Float64, Int64
 from optsched.capacity.classes import LengthClass, length_classes
 from optsched.capacity.columns import Columns, dominated, evaluate_columns
 from optsched.capacity.problem import FleetProblem
+from optsched.capacity.solve import FleetInfeasibleError
 from optsched.domain.plan import PlanReplica
 from optsched.domain.scenario import FleetEntry, Objective, Scenario
-from optsched.errors import InfeasibleError
 from optsched.planner.capacity_pools import Pool
 from optsched.planner.capacity_targets import targets_of
 from optsched.planner.capacity_types import (
@@ -123,7 +123,7 @@ def pool_columns(scenario: Scenario, pool: Pool, tightness: float = 1.0) -> Pool
     Raises
     ------
     InfeasibleError
-        If no gpu of the supply holds the llm.
+        If no gpu of the supply holds the llm, or none serves anything within the targets.
     """
     alone = scenario.only(pool.service)
     types, dropped = replica_types(alone, pool.llm)
@@ -150,7 +150,9 @@ def pool_columns(scenario: Scenario, pool: Pool, tightness: float = 1.0) -> Pool
         else:
             keep.append(a)
     if not keep:
-        raise InfeasibleError(f"No replica type serves anything: {dropped[-1].label}: {dropped[-1].reason}. Loosen the targets.")
+        raise FleetInfeasibleError(
+            f"No replica type serves anything: {dropped[-1].label}: {dropped[-1].reason}. Loosen the targets."
+        )
     kept = None if present is None else present[keep]
     return PoolColumns(pool, tuple(entries[a] for a in keep), columns.of(keep), tuple(classes), tuple(dropped), kept)
 

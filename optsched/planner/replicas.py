@@ -66,7 +66,18 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
     )
 
 
-_LAWS: dict[tuple[str, str, float, int, int], StepLaw] = {}
+Laws = dict[tuple[str, str, float, int, int], StepLaw]
+_LAWS: Laws = {}
+
+
+def known_laws() -> Laws:
+    """Return the step laws condensed so far, for another process to learn."""
+    return dict(_LAWS)
+
+
+def learn_laws(laws: Laws) -> None:
+    """Take over step laws that another process condensed."""
+    _LAWS.update(laws)
 
 
 def _law_of(llm: Llm, tier: Tier, tp: int, pp: int) -> StepLaw:
@@ -128,11 +139,10 @@ def standalone_reference(llm: Llm, scenario: Scenario) -> Standalone:
     gpu = catalog.gpu(name)
     cap = max(supply.power_caps_w, default=gpu.datasheet.power_w)
     tp = smallest_tp(llm, name, supply.limit)
-    link = catalog.link(gpu.datasheet.interconnect)
     return Standalone(
         gpu=name,
         power_cap_w=cap,
         tp=tp,
         max_batched_tokens=scenario.engine.max_batched_tokens,
-        coefficients=step_law(llm, Tier(gpu, cap), tp=tp, link=link),
+        coefficients=_law_of(llm, Tier(gpu, cap), tp, 1),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from optsched.domain.accounting import measure_plan
 from optsched.domain.plan import Plan
@@ -14,7 +14,11 @@ from optsched.report.loading import Logged, executed_of
 from optsched.report.pages.capacity import capacity_page
 from optsched.report.pages.log import log_page
 from optsched.report.pages.plan import plan_page
+from optsched.report.sensitivity import sensitivity_section
 from optsched.report.verdicts import in_one_sentence, verdicts
+
+if TYPE_CHECKING:
+    from optsched.planner.robustness import Robustness
 
 
 class Advance(Protocol):
@@ -37,14 +41,17 @@ class Findings:
         The same as plain data.
     summary
         What it comes to.
+    robustness
+        Of a plan, what it bears; None where that was not asked, or could not be.
     """
 
     page: str
     facts: dict[str, object]
     summary: str
+    robustness: Robustness | None = None
 
 
-def find_out(source: Plan | Logged | CapacityAnswer, name: str, advance: Advance) -> Findings:
+def find_out(source: Plan | Logged | CapacityAnswer, name: str, advance: Advance, *, sensitivity: bool = True) -> Findings:
     """Make a report.
 
     Parameters
@@ -55,19 +62,25 @@ def find_out(source: Plan | Logged | CapacityAnswer, name: str, advance: Advance
         The file's name.
     advance
         Told how much is done.
+    sensitivity
+        Whether to simulate a plan under other traffic too.
     """
     if isinstance(source, Plan):
-        return _of_plan(source, name, advance)
+        return _of_plan(source, name, advance, sensitivity)
     if isinstance(source, Logged):
         return _of_log(source, name)
-    facts: dict[str, object] = {"kind": "capacity", "certificate": source.certificate.model_dump(mode="json")}
-    return Findings(capacity_page(source, source=name), facts, " + ".join(row.words for row in source.fleet))
+    facts: dict[str, object] = {"kind": "capacity", "certificate": source.certificate.model_dump(mode="json"), "met": source.met}
+    return Findings(capacity_page(source, source=name), facts, source.words)
 
 
-def _of_plan(plan: Plan, name: str, advance: Advance) -> Findings:
+def _of_plan(plan: Plan, name: str, advance: Advance, sensitivity: bool) -> Findings:
     found = verdicts(plan.slo, plan.predicted)
-    executed = executed_of(plan)
-    advance(1, 1)
+    executed, borne = executed_of(plan), None
+    # A closed loop has no arrival rate to raise.
+    if sensitivity and not isinstance(executed, str) and executed.workload.concurrency is None:
+        from optsched.planner.robustness import robustness
+
+        borne = robustness(plan, executed.workload, progress=advance)
     facts: dict[str, object] = {
         "kind": "plan",
         "targets": [{**asdict(each), "kept": each.kept} for each in found],
@@ -75,7 +88,8 @@ def _of_plan(plan: Plan, name: str, advance: Advance) -> Findings:
         "predicted": plan.predicted.model_dump(mode="json"),
         "not_drawn": executed if isinstance(executed, str) else None,
     }
-    return Findings(plan_page(plan, source=name, executed=executed), facts, in_one_sentence(found))
+    more = () if borne is None else (sensitivity_section(borne),)
+    return Findings(plan_page(plan, source=name, executed=executed, more=more), facts, in_one_sentence(found), borne)
 
 
 def _of_log(logged: Logged, name: str) -> Findings:

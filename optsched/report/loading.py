@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optsched import files
 from optsched.domain.plan import Plan
-from optsched.errors import OptschedError, PlanError, SpecError
+from optsched.errors import OptschedError, SpecError
 from optsched.logfile import load_logged
 from optsched.report.capacity_answer import CapacityAnswer
 from optsched.report.pages.plan import Executed
@@ -22,7 +22,7 @@ class Logged:
 
 
 def load_source(path: Path) -> Plan | Logged | CapacityAnswer:
-    """Read a plan, a log, or the answer that ``optsched capacity --json`` printed.
+    """Read a plan (``FILE#NAME``: one of a set), a log, or the answer that ``optsched capacity --json`` printed.
 
     Raises
     ------
@@ -30,8 +30,11 @@ def load_source(path: Path) -> Plan | Logged | CapacityAnswer:
         If the file is none of them, or anything about it is wrong.
     PlanError
         If the plan contradicts itself.
+    UnknownNameError
+        If a set holds no plan of that name.
     """
-    suffix = path.suffix.lower()
+    file = Path(str(path).partition("#")[0])
+    suffix = file.suffix.lower()
     if suffix == ".parquet":
         log, plan, workload = load_logged(path)
         if plan is None:
@@ -43,13 +46,10 @@ def load_source(path: Path) -> Plan | Logged | CapacityAnswer:
         raise SpecError(
             f"{path.name!r}: a report is made of a plan or what capacity --json printed (.json), or of a log (.parquet)"
         )
-    data = files.read_json(path)
+    data = files.read_json(file)
     if isinstance(data, dict) and "schema" not in data and CapacityAnswer.is_one(data):
-        return files.validate(CapacityAnswer, data, path)
-    plan = files.validate(Plan, files.open_envelope(data, "plan", path), path)
-    if broken := plan.violations():
-        raise PlanError(broken)
-    return plan
+        return files.validate(CapacityAnswer, data, file)
+    return files.load_plan(path)
 
 
 def executed_of(plan: Plan) -> Executed | str:

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def test_report_writes_the_page_beside_its_source_and_says_what_it_comes_to(folder, capsys) -> None:
-    assert invoke(["report", str(folder / "plan.json")]) == 0
+    assert invoke(["report", str(folder / "plan.json"), "--no-sensitivity"]) == 0
     printed = capsys.readouterr().out
     assert f"Page written to {folder / 'plan.html'}" in printed
     assert (folder / "plan.html").read_text().startswith("<!DOCTYPE html>")
@@ -36,6 +36,13 @@ def test_report_prints_what_the_page_says_as_json(folder, tmp_path, capsys) -> N
     assert printed.keys() >= {"kind", "predicted", "observed", "error", "operations", "drift_limit", "recovered_conversations"}
     assert any(each["drifted"] for each in printed["operations"])
     assert out.exists()
+
+
+def test_report_says_what_a_plan_bears_as_capacity_does(folder, tmp_path, capsys) -> None:
+    assert invoke(["report", str(folder / "plan.json"), "--out", str(tmp_path / "page.html"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["robustness"].keys() == {"rate", "outputs", "rate_breaks", "outputs_break"}
+    assert {each["key"] for each in printed["targets"]} == {"ttft", "ttfet"}
 
 
 def test_report_refuses_in_one_line(folder, tmp_path, capsys) -> None:

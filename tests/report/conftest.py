@@ -19,6 +19,13 @@ def example() -> tuple[Plan, Executed]:
     return plan, Executed(workload, log)
 
 
+def _borne(factor: float, attainment: float) -> dict[str, object]:
+    return {
+        "factor": factor, "attainment": attainment, "met": attainment == 1, "worst_target": "ttft",
+        "excess_violations": 0.95 - attainment, "ttft_p95_s": 0.4, "tpot_p95_s": 0.03, "usd_per_million_tokens": 2.0 / factor,
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def answer_file(tmp_path_factory: pytest.TempPathFactory, example: tuple[Plan, Executed]) -> Path:
     """Return a capacity answer in a file, in the form that the command prints."""
@@ -34,6 +41,18 @@ def answer_file(tmp_path_factory: pytest.TempPathFactory, example: tuple[Plan, E
             "demand": {"tiny:prompt 40-160": 1.5}, "rate_per_s": 1.5, "targets_1_percent_looser": None,
         },
         "utilisation": {"a40@300W x2 mixed": 0.87}, "sustained": 1.0, "iterations": [tried, failed],
+        "pareto": [
+            {
+                "fleet": [{**row, "count": count}], "usd_per_hour": 2.2 * count, "power_w": 900.0 + 100 * count, "tightness": 1.0,
+                "p95_latency_s": 30.0 / count, "chosen": count == 3,
+                "simulated": [plan.predicted.model_dump(mode="json") if count == 3 else None],
+            }
+            for count in (2, 3, 5)
+        ],
+        "robustness": {
+            "rate": [_borne(factor, 1.0 if factor < 1.15 else 0.8) for factor in (0.8, 1.0, 1.2)],
+            "outputs": [_borne(factor, 1.0) for factor in (0.8, 1.0, 1.5)], "rate_breaks": 1.13, "outputs_break": None,
+        },
         "dropped": [{"label": "a40@200W x1 mixed", "reason": "too slow for its targets"}], "of_a_later_version": 1,
     }  # fmt: skip
     path = tmp_path_factory.mktemp("answer") / "answer.json"

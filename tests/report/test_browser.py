@@ -22,7 +22,7 @@ def pages(tmp_path_factory, example, answer_file) -> dict[str, str]:
     save(plan, "plan", folder / "plan.json")
     save_log(slowed(executed.log, 1.25), executed.workload, folder / "log.parquet", plan)
     sources = {"plan": folder / "plan.json", "log": folder / "log.parquet", "capacity": answer_file}
-    return {name: made(path).page for name, path in sources.items()}
+    return {name: made(path, sensitivity=name == "plan").page for name, path in sources.items()}
 
 
 def test_pages_show_all_their_parts_wide_and_narrow(tmp_path, pages) -> None:

@@ -11,22 +11,24 @@ import pytest
 from report_examples import planned, slowed
 
 from optsched.domain.log import Event
-from optsched.domain.plan import Plan
-from optsched.errors import PlanError, SpecError
+from optsched.domain.plan import NamedPlan, Plan, PlanSet
+from optsched.errors import PlanError, SpecError, UnknownNameError
 from optsched.files import save
 from optsched.logfile import load_logged, save_log
+from optsched.planner.robustness import Disturbed, Robustness
 from optsched.report.findings import Findings, find_out
 from optsched.report.loading import load_source
 from optsched.report.pages.plan import Executed, plan_page
+from optsched.report.sensitivity import break_in_words
 
 
 def nothing(done: float, total: float | None = None) -> None:
     """Show no progress."""
 
 
-def made(path: Path) -> Findings:
+def made(path: Path, *, sensitivity: bool = False) -> Findings:
     """Return the report of a file."""
-    return find_out(load_source(path), path.name, nothing)
+    return find_out(load_source(path), path.name, nothing, sensitivity=sensitivity)
 
 
 def root_of(page: str) -> ElementTree.Element:
@@ -71,6 +73,42 @@ def test_a_plan_s_page_has_every_part(plan_file, example) -> None:
     assert found.summary in words
 
 
+def test_a_plan_s_page_says_what_it_bears(tmp_path, example) -> None:
+    plan: Plan = example[0]
+    path = tmp_path / "plan.json"
+    save(plan, "plan", path)
+    found = made(path, sensitivity=True)
+    assert found.robustness is not None
+    assert [each.factor for each in found.robustness.outputs] == [0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+    words = text_of(found.page)
+    assert "Every target is kept" in words
+    for each in (*found.robustness.rate, *found.robustness.outputs):
+        assert f"x {each.factor:g}" in words
+    assert made(path).robustness is None
+    closed = plan.workload.replace(arrivals=plan.workload.arrivals.replace(process="closed", rate_per_s=None, concurrency=4))
+    save(plan.replace(workload=closed), "plan", path)
+    assert made(path, sensitivity=True).robustness is None  # a closed loop has no rate to raise
+
+
+def test_what_is_borne_is_said_in_one_sentence() -> None:
+    at = Disturbed(1.0, 1.0, ("ttft", -0.05), 0.1, 0.1, None)
+    said = break_in_words(Robustness((at,), (at,), 0.0, 1.26))
+    assert said == (
+        "Every target is kept at no tried multiple of the planned arrival rate, and up to 1.26 times the planned output lengths."
+    )
+
+
+def test_one_plan_of_a_set_is_reported_by_name(tmp_path, example) -> None:
+    plan: Plan = example[0]
+    path = tmp_path / "plans.json"
+    save(PlanSet(plans=(NamedPlan(name="chat", plan=plan), NamedPlan(name="code", plan=plan))), "plan-set", path)
+    assert made(Path(f"{path}#code")).facts["kind"] == "plan"
+    with pytest.raises(SpecError, match="holds the plans chat, code; name one, as in"):
+        load_source(path)
+    with pytest.raises(UnknownNameError, match="plan 'cod'"):
+        load_source(Path(f"{path}#cod"))
+
+
 def test_a_log_s_page_compares_and_flags_drift(log_file) -> None:
     found = made(log_file)
     words = text_of(found.page)
@@ -93,7 +131,8 @@ def test_a_capacity_answer_s_page_has_prices_and_what_was_tried(answer_file) -> 
     words = text_of(found.page)
     for expected in (
         "3 x a40@300W tp 2 mixed", "6.7 USD/h", "4,891 USD a month", "supply.a40", "one conversation/s less", "misses ttft", "met",
-        "1 replica types left out", "too slow for its targets", "87 %", "Every target is kept",
+        "up to 1.13 times the planned arrival rate, and at every tried multiple of the planned output lengths", "the answer",
+        "5 x a40@300W tp 2 mixed", "rate x 1.2", "1 replica types left out", "too slow for its targets", "87 %", "Every target is kept",
     ):  # fmt: skip
         assert expected in words, expected
 

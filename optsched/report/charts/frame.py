@@ -8,7 +8,7 @@ from math import log
 
 from optsched.report.markup import Html, text
 
-WIDTH, HEIGHT = 380, 236
+WIDTH, HEIGHT = 380, 244
 FONT = 11.5
 
 
@@ -90,10 +90,14 @@ def vertical_axis(axis: Axis, ticks: Sequence[float], write: Callable[[float], s
 
 
 def horizontal_axis(axis: Axis, ticks: Sequence[float], write: Callable[[float], str], top: float, bottom: float) -> list[str]:
-    """Return grid lines from top to bottom, and their values below."""
-    parts = []
+    """Return grid lines from top to bottom, and their values below as far as they do not touch."""
+    parts, taken = [], float("-inf")
     for tick in ticks:
-        x = axis.at(tick)
-        anchor = "end" if x > axis.end - 8 else "middle"
-        parts += [line(x, top, x, bottom, "var(--grid)"), label(x, bottom + 16, write(tick), anchor=anchor)]
+        x, words = axis.at(tick), write(tick)
+        parts.append(line(x, top, x, bottom, "var(--grid)"))
+        width = 0.58 * FONT * len(words)
+        left = min(x - width / 2, WIDTH - width)
+        if left > taken + 6:
+            parts.append(label(left + width / 2, bottom + 16, words, anchor="middle"))
+            taken = left + width
     return parts

@@ -10,7 +10,7 @@ from optsched.report.charts.ticks import linear_ticks
 from optsched.report.markup import Html
 from optsched.report.numbers import plain
 
-_TOP, _RIGHT, _BOTTOM, _LEFT = 34, 14, 40, 52
+_TOP, _RIGHT, _BOTTOM, _LEFT = 44, 14, 40, 52
 
 
 @dataclass(frozen=True, slots=True)

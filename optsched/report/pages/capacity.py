@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from optsched import __version__
 from optsched.report.capacity_answer import CapacityAnswer, Tried
+from optsched.report.front import front_section
 from optsched.report.latencies import promise_body
 from optsched.report.markup import Cell, Html, Section, Tile, badge, details, join, table
-from optsched.report.numbers import plain, quantity, share
+from optsched.report.numbers import plain, quantity, seconds, share
 from optsched.report.page import page
 from optsched.report.proof import in_words, proof_body
+from optsched.report.sensitivity import sensitivity_section
 
 
 def capacity_page(answer: CapacityAnswer, *, source: str) -> str:
@@ -22,8 +24,6 @@ def capacity_page(answer: CapacityAnswer, *, source: str) -> str:
         Its file, named at the end of the page.
     """
     gpus = sum(row.count * row.tp * row.pp for row in answer.fleet)
-    fleet = " + ".join(row.words for row in answer.fleet)
-    met = not answer.iterations or any(each.met and each.fleet == answer.fleet for each in answer.iterations)
     tiles = [
         Tile("Price", quantity(answer.cost_usd_per_hour, "USD/h"), f"{plain(answer.cost_usd_per_hour * 730)} USD a month"),
         Tile("GPUs", plain(gpus), f"caps of {quantity(answer.power_w, 'W')} in all"),
@@ -33,24 +33,26 @@ def capacity_page(answer: CapacityAnswer, *, source: str) -> str:
     ]
     sections = [
         Section("fleet", "Fleet", "Use: of each replica's full rate, at this traffic.", _fleet(answer)),
-        Section("promise", "Promise", "Simulated on the true clock, every queue included.", promise_body(answer.predicted, [])),
+        Section("promise", "Promise", "Simulated on the true clock, every queue included.", _promise(answer)),
         Section("certificate", "Certificate", in_words(answer.certificate), proof_body(answer.certificate)),
         Section("prices", "Prices", _prices_lead(answer), _prices(answer)),
+        *([front_section(answer.pareto)] if answer.pareto else []),
+        *(sensitivity_section(rows.robustness(), name) for name, rows in answer.robustness.items()),
         Section("tried", "Tried", "Fleets in the order in which they were simulated, until every target stood.", _tried(answer)),
     ]
     return page(
-        title=fleet,
+        title=answer.words,
         subtitle="An answer of optsched capacity",
-        verdict=_verdict(answer, met),
-        tone="good" if met and answer.sustained >= 1 else "bad",
+        verdict=_verdict(answer),
+        tone="good" if answer.met and answer.sustained >= 1 else "bad",
         leading=tiles,
         sections=sections,
         footer=f"Made from {source} by optsched {__version__}.",
     )
 
 
-def _verdict(answer: CapacityAnswer, met: bool) -> str:
-    if not met:
+def _verdict(answer: CapacityAnswer) -> str:
+    if not answer.met:
         return "No fleet was found that keeps every target; this is the best that was tried."
     if answer.sustained < 1:
         return (
@@ -78,6 +80,20 @@ def _fleet(answer: CapacityAnswer) -> Html:
     return join(parts)
 
 
+def _promise(answer: CapacityAnswer) -> Html:
+    """Return the percentiles of the only pool, or a line for each of several."""
+    if not answer.pools:
+        return promise_body(answer.predicted, [])
+    rows = [
+        (
+            pool.pool, pool.llm, f"{plain(pool.rate_per_s)}/s", " + ".join(row.words for row in pool.fleet),
+            seconds(pool.predicted.ttft_s.p95), seconds(pool.predicted.tbt_s.p95), share(pool.predicted.slo_attainment),
+        )
+        for pool in answer.pools
+    ]  # fmt: skip
+    return table(("pool", "llm", "conversations", "fleet", "TTFT p95", "TBT p95", "meet every target"), rows, left=2)
+
+
 def _prices_lead(answer: CapacityAnswer) -> str:
     return (
         f"What one more unit of each limit, or one less of each demand, saves in {answer.prices.objective}: in the relaxation, "
@@ -101,12 +117,12 @@ def _prices(answer: CapacityAnswer) -> Html:
 
 def _tried(answer: CapacityAnswer) -> Html:
     def row(each: Tried) -> tuple[Cell, ...]:
-        words = "one fewer" if each.utilisation is None else share(each.utilisation)
+        words = each.origin if each.utilisation is None else share(each.utilisation)
         verdict = badge("met", "good") if each.met else badge(f"misses {each.worst_target}", "bad")
         excess = f"{100 * each.excess_violations:+.1f} points"
         return " + ".join(item.words for item in each.fleet), words, plain(each.cost), excess, verdict
 
-    columns = ("fleet", "utilisation allowed", "cost", "violations beyond what may", "")
+    columns = ("fleet", "utilisation allowed, or origin", "cost", "violations beyond what may", "")
     dropped = [(each.label, each.reason) for each in answer.dropped]
     more = (
         details(f"{len(dropped):,} replica types left out", table(("replica type", "why"), dropped, left=2))

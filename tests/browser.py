@@ -35,6 +35,7 @@ for (const frame of document.querySelectorAll('iframe')) {
       const b = node.getBoundingClientRect(), s = node.closest('svg').getBoundingClientRect();
       return b.left < s.left - 1 || b.right > s.right + 1 || b.top < s.top - 1 || b.bottom > s.bottom + 1;
     }).map(node => node.textContent),
+    tallest: Math.max(...[...inner.querySelectorAll('tr')].map(node => node.getBoundingClientRect().height)),
     text: inner.body.innerText,
   };
 }
@@ -56,6 +57,7 @@ class Seen:
     sections: dict[str, list[float]]
     charts: list[list[object]]
     outside: list[str]
+    tallest: float
     text: str
 
 

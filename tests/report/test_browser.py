@@ -11,6 +11,7 @@ from test_pages import made
 
 from optsched.files import save
 from optsched.logfile import save_log
+from optsched.report.pages.plan import plan_page
 
 WIDTHS = (1280, 400)
 
@@ -22,7 +23,10 @@ def pages(tmp_path_factory, example, answer_file) -> dict[str, str]:
     save(plan, "plan", folder / "plan.json")
     save_log(slowed(executed.log, 1.25), executed.workload, folder / "log.parquet", plan)
     sources = {"plan": folder / "plan.json", "log": folder / "log.parquet", "capacity": answer_file}
-    return {name: made(path, sensitivity=name == "plan").page for name, path in sources.items()}
+    found = {name: made(path, sensitivity=name == "plan").page for name, path in sources.items()}
+    trace = "/a/long/path/" + "of_a_trace_that_lies_deep/" * 3 + "trace.csv"
+    elsewhere = plan.replace(workload=plan.workload.replace(recipe=None, trace=trace))
+    return {**found, "trace": plan_page(elsewhere, source="plan.json", executed=executed)}
 
 
 def test_pages_show_all_their_parts_wide_and_narrow(tmp_path, pages) -> None:
@@ -34,6 +38,7 @@ def test_pages_show_all_their_parts_wide_and_narrow(tmp_path, pages) -> None:
         assert each.beyond == []
         assert each.cut == []
         assert each.outside == []
+        assert each.tallest < 140  # no column was squeezed to a letter's width
         assert each.sections
         assert all(box[2] > 0.8 * min(width, 1180) - 40 and box[3] > 60 for box in each.sections.values()), (name, each.sections)
         assert each.charts

@@ -66,6 +66,15 @@ class Plugin(Frozen):
     source: str
 
 
+class Component(Frozen):
+    """What a component of a DynamoGraphDeployment may be: its fields, its types, and how many there may be."""
+
+    fields: tuple[str, ...]
+    types: tuple[str, ...]
+    most: int
+    source: str
+
+
 class Engine(Frozen):
     """What an engine documents (``schema = "optsched/engine"``).
 
@@ -85,7 +94,9 @@ class Engine(Frozen):
     source: str
     option: dict[str, Documented]
     environment: dict[str, Documented] = {}
+    label: dict[str, Documented] = {}
     plugin: dict[str, Plugin] = {}
+    component: Component | None = None
 
     def objection(self, name: str, value: str | None) -> str:
         """Return what is wrong with an option; empty: it is documented as written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optsched.domain.plan import Plan
 from optsched.domain.scenario import Role
+from optsched.errors import SpecError
 from optsched.export.documented import engine
 from optsched.export.pools import ServerPool, deployment_name, server_pools
 from optsched.export.serving import Serving
@@ -23,6 +24,11 @@ def dynamo_files(plan: Plan, servings: list[Serving]) -> dict[str, str]:
         If one deployment cannot hold the plan.
     """
     pools = server_pools(plan, servings)
+    limit = engine("dynamo").component
+    if limit is not None and len(pools) >= limit.most:
+        raise SpecError(
+            f"the plan has {len(pools)} kinds of replicas, a deployment {limit.most - 1} at most; use --to vllm", field="--to"
+        )
     components: list[Node] = [_frontend()]
     for index, pool in enumerate(pools):
         earlier = sum(_NAMES[each.one.replica.role] == _NAMES[pool.one.replica.role] for each in pools[:index])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from optsched.domain.plan import Plan
 from optsched.domain.scenario import Role
 from optsched.export.documented import engine
+from optsched.export.notes import PINNED, SESSION_HEADER
 from optsched.export.pools import ServerPool, deployment_name, server_pools
 from optsched.export.serving import Serving
 from optsched.export.yaml_text import Node, yaml_text
@@ -137,14 +138,18 @@ def _picker(plan: Plan, pools: list[ServerPool]) -> dict[str, Node]:
     if len(prefillers) == len(pools):
         profile = ["prefix-cache-affinity-filter", "token-load-scorer", "max-score-picker"]
         return {"plugins": plugins, "schedulingProfiles": [_profile("default", profile)]}
-    decider = _decider(plan, pools)
+    decider, decode = _decider(plan, pools), ["prefix-cache-affinity-filter", "active-request-scorer", "max-score-picker"]
     handler: Node = {"type": "disagg-profile-handler", "parameters": {"deciders": {"prefill": decider["type"]}}}
     plugins = [decider, handler, {"type": "prefill-filter"}, {"type": "decode-filter"}, *plugins]
+    if plan.placement.policy in PINNED:
+        session: Node = {"strategy": "session_id", "sessionIdConfig": {"sources": [{"header": SESSION_HEADER}]}}
+        plugins.append({"type": "session-affinity-filter", "parameters": session})
+        decode = ["session-affinity-filter", *decode]
     return {
         "plugins": plugins,
         "schedulingProfiles": [
             _profile("prefill", ["prefill-filter", "prefix-cache-affinity-filter", "token-load-scorer", "max-score-picker"]),
-            _profile("decode", ["decode-filter", "prefix-cache-affinity-filter", "active-request-scorer", "max-score-picker"]),
+            _profile("decode", ["decode-filter", *decode]),
         ],
     }
 

@@ -9,13 +9,16 @@ from optsched.domain.scenario import PlacementPolicyName
 from optsched.export.documented import Target
 from optsched.export.serving import Serving, longest_context
 
+PINNED: tuple[PlacementPolicyName, ...] = ("conserve", "optimised")
+"""Placements that keep a conversation on its decoder."""
+SESSION_HEADER = "x-session-id"
 _HIDDEN = ("apt-serve", "apt-serve-decay", "apt-serve-exact")
 _ENGINE_OWN = ("vllm", "vllm-chunked", "sarathi", "fastgen")
 _BY_LOAD = "the router decides by load and cached prefixes"
 _PLACEMENT: dict[PlacementPolicyName, str] = {
     "adaptive": f"decides by backlog and free cache, and has replicas change roles; {_BY_LOAD}",
     "optimised": f"assigns each conversation with foresight; {_BY_LOAD}",
-    "conserve": "pins a conversation to its decoder after one transfer; the router approximates that by cached prefixes",
+    "conserve": "sends first turns through a prefiller and keeps the others on one decoder; routers go by cached prefixes",
     "per-turn": f"places each turn with a predictor of its length; {_BY_LOAD}",
     "per-turn-emulated": f"takes a tenth of its decisions wrongly on purpose; {_BY_LOAD}",
     "full-disaggregation": "sends every turn through a prefiller and back; the router sends no cache of earlier turns back",
@@ -44,6 +47,8 @@ def _policies(plan: Plan, target: Target) -> Iterator[str]:
     elif policy not in _ENGINE_OWN:
         yield f"batching '{policy}' is not vLLM's, whose scheduler takes requests in the order of their arrival"
     yield f"placement '{placement.policy}' {_PLACEMENT[placement.policy]}"
+    if target == "llm-d" and placement.policy in PINNED and any(each.role == "decode" for each in plan.replicas):
+        yield f"llm-d pins a conversation to its decoder by the header {SESSION_HEADER}, which clients have to send"
     if target == "vllm":
         yield "the proxy of vLLM's documentation is an example that only takes turns; give conversations a router of your own"
     if placement.assignments:

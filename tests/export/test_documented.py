@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from itertools import pairwise
 
@@ -84,6 +85,32 @@ def test_every_option_of_every_export_is_documented(
     for name, text in exported.files.items():
         if name == "router.values.yaml":
             check_plugins(yaml.safe_load(text))
+        if name in ("modelserver.yaml", "deployment.yaml"):
+            for document in yaml.safe_load_all(text):
+                check_manifest(document)
+
+
+def check_manifest(document: dict) -> None:
+    """Fields, types, labels and environment variables are documented, and names are as Kubernetes takes them."""
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", document["metadata"]["name"])
+    if document["kind"] == "Deployment":
+        pod = document["spec"]["template"]
+        for name, known in engine("llm-d").label.items():
+            assert known.objection(pod["metadata"]["labels"][name]) == ""
+        for value in pod["metadata"]["labels"].values():
+            assert re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", value)
+        environment = [each["name"] for container in pod["spec"]["containers"] for each in container["env"]]
+        assert set(environment) <= engine("llm-d").environment.keys() | engine("vllm").environment.keys()
+        return
+    known = engine("dynamo").component
+    components = document["spec"]["components"]
+    assert len({each["name"].lower() for each in components}) == len(components) <= known.most
+    for each in components:
+        assert set(each) <= set(known.fields)
+        assert each["type"] in known.types
+        assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?", each["name"])
+        for container in each["podTemplate"]["spec"]["containers"]:
+            assert {variable["name"] for variable in container.get("env", [])} <= engine("dynamo").environment.keys()
 
 
 def check_plugins(values: dict) -> None:

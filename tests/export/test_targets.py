@@ -101,6 +101,24 @@ def test_what_no_engine_can_hold_is_refused() -> None:
         export_plan(served(["prefill", "decode", "mixed"]), "dynamo")
 
 
+def test_dynamo_holds_so_many_kinds_of_replicas_only() -> None:
+    plan = served(["mixed"], policy="collocated")
+    replica = plan.replicas[0]
+    kinds = plan.replace(replicas=tuple(replica.replace(id=f"r{index}", power_cap_w=300 + index) for index in range(25)))
+    with pytest.raises(SpecError, match="--to: the plan has 25 kinds of replicas, a deployment 24 at most; use --to vllm"):
+        export_plan(kinds, "dynamo")
+    fewer = kinds.replace(replicas=kinds.replicas[:24])
+    assert export_plan(fewer, "dynamo").files["deployment.yaml"].count("type: worker") == 24
+
+
+def test_the_router_is_told_how_fast_a_prefiller_is() -> None:
+    plan = served(["prefill", "decode"])
+    law = plan.replicas[0].coefficients
+    text = export_plan(plan, "llm-d").files["router.values.yaml"]
+    told = int(re.search(r"peakPrefillThroughput: (\d+)", text).group(1))
+    assert told == int(8192 / law.step_s(8192, 8192**2 / 2))  # one chunk of the token budget on an idle replica
+
+
 def test_scripts_take_cards_and_ports_of_their_own(tmp_path) -> None:
     plan = served(["prefill"] * 3 + ["decode"] * 3, tp=4, tier="h100-sxm@500W")
     files = export_plan(plan, "vllm").files
@@ -181,6 +199,13 @@ def test_llm_d_gets_a_deployment_per_pool_with_a_sidecar_before_decoders() -> No
 def test_llm_d_prefills_every_turn_elsewhere_only_where_the_plan_does() -> None:
     plan = served(["prefill", "decode"], policy="full-disaggregation")
     assert "always-disagg-pd-decider" in export_plan(plan, "llm-d").files["router.values.yaml"]
+    assert "session-affinity-filter" not in export_plan(plan, "llm-d").files["router.values.yaml"]
+    pinned = export_plan(served(["prefill", "decode"], policy="conserve"), "llm-d")
+    config = yaml.safe_load(
+        yaml.safe_load(pinned.files["router.values.yaml"])["router"]["epp"]["pluginsCustomConfig"]["optsched-plugins.yaml"]
+    )
+    assert config["schedulingProfiles"][1]["plugins"][1] == {"pluginRef": "session-affinity-filter"}
+    assert any("by the header x-session-id, which clients have to send" in note for note in pinned.notes)
     mixed = export_plan(served(["mixed"], policy="collocated"), "llm-d").files
     assert "disagg-profile-handler" not in mixed["router.values.yaml"]
     assert "llm-d.ai/role: prefill-decode" in mixed["modelserver.yaml"]

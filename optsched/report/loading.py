@@ -49,6 +49,12 @@ def load_source(path: Path) -> Plan | Logged | CapacityAnswer:
     data = files.read_json(file)
     if isinstance(data, dict) and "schema" not in data and CapacityAnswer.is_one(data):
         return files.validate(CapacityAnswer, data, file)
+    if isinstance(data, dict) and "infeasible" in data:
+        raise SpecError(
+            "the answer is that no fleet keeps the targets, and which limits to relax; there is no page of that", file=file
+        )
+    if isinstance(data, dict) and "sweep" in data:
+        raise SpecError("a sweep over rates is not one answer; make the page of one rate: capacity --rate R --json", file=file)
     return files.load_plan(path)
 
 

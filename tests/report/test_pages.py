@@ -221,6 +221,13 @@ def test_a_log_that_was_cut_short_is_reported_as_far_as_it_goes(tmp_path) -> Non
         ("plan.json", "[1", "not valid JSON"),
         ("plan.json", '{"schema": "optsched/scenario"}', "expected 'optsched/plan'"),
         ("plan.json", '{"fleet": [], "certificate": {}, "prices": {}}', "cost_usd_per_hour"),
+        ("plan.json", '{"infeasible": {"relax": []}}', "the answer is that no fleet keeps the targets"),
+        (
+            "plan.json",
+            '{"sweep": []}',
+            "a sweep over rates is not one answer; make the page of one rate: capacity --rate R --json",
+        ),
+        ("plan.json", '{"fleet": [], "certificate": 1, "prices": {}}', "missing|valid"),
         ("log.parquet", "nothing", "Parquet"),
     ],
 )

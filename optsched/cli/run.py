@@ -21,7 +21,7 @@ def run(
     plan_file: Path,
     /,
     *,
-    backend: Literal["local"] = "local",
+    backend: Literal["local", "ray"] = "local",
     device: Literal["cpu", "cuda"] = "cpu",
     seed: int = 0,
     time_limit_s: float = 3600.0,
@@ -36,7 +36,8 @@ def run(
     plan_file
         A plan file (.json).
     backend
-        Where the workers are: local, as processes of this machine.
+        Where the workers are. local: processes of this machine. ray: actors of the Ray cluster that RAY_ADDRESS names, whose
+        nodes offer tiers as resources ("a40@200W"); without it, of one started on this machine for the run.
     device
         What each worker computes on.
     seed
@@ -70,7 +71,9 @@ def run(
 
     try:
         with progress("starting workers", total=workload.num_turns) as advance:
-            observed_log = execute(plan, workload, seed=seed, device=device, time_limit_s=limit_s, progress=advance)
+            observed_log = execute(
+                plan, workload, seed=seed, device=device, backend=backend, time_limit_s=limit_s, progress=advance
+            )  # fmt: skip
     except WorkerLostError as lost:
         if log is not None:
             logfile.save_log(lost.log, workload, log, plan)

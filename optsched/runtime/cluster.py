@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
+from typing import Literal
 
 from optsched.domain.log import Event, ExecutionLog
 from optsched.domain.plan import Plan
@@ -16,11 +17,14 @@ from optsched.runtime.courses import ARRIVAL, Courses
 from optsched.runtime.fleet import Fleet
 from optsched.runtime.messages import Died, Failed, FromWorker, Report
 from optsched.runtime.observation import Observation
+from optsched.runtime.processes import Launcher, LocalProcesses
 from optsched.runtime.prompts import DrawnPrompts, Prompts
-from optsched.runtime.setups import worker_setups
+from optsched.runtime.ray_cluster import check_ray
+from optsched.runtime.setups import refuse_what_memory_cannot_hold, worker_setups
 from optsched.runtime.watch import Watch
 
 Progress = Callable[[int, int], None]
+Backend = Literal["local", "ray"]
 PATIENCE_S = 120.0
 
 
@@ -58,11 +62,12 @@ def execute(
     *,
     seed: int = 0,
     device: str = "cpu",
+    backend: Backend = "local",
     time_limit_s: float = 3600.0,
     patience_s: float = PATIENCE_S,
     progress: Progress | None = None,
 ) -> ExecutionLog:
-    """Execute a workload on a plan's replicas, on real workers of this machine in real time.
+    """Execute a workload on a plan's replicas, on real workers in real time.
 
     A worker that dies, fails or hangs loses no conversation while another is left: what it held is computed again elsewhere,
     and the log's events say so.
@@ -77,6 +82,8 @@ def execute(
         Seed of the prompts, and of the weights where the plan names none.
     device
         ``cpu`` (one thread per replica) or ``cuda``.
+    backend
+        ``local``: processes of this machine. ``ray``: actors of a Ray cluster (`optsched.runtime.ray_cluster.connect`).
     time_limit_s
         How long the workload may take, from its start.
     patience_s
@@ -96,14 +103,24 @@ def execute(
     SpecError
         If the runtime cannot do what the plan says.
     InfeasibleError
-        If a conversation fits no replica.
+        If a conversation fits no replica, this machine's memory not all of them, or the Ray cluster lacks a tier.
+    MissingExtraError
+        If Ray is asked for and not installed.
     WorkerError
         If no worker is left, or the time limit passes; as `WorkerLostError` with the log so far once the workload has started.
     RunInterrupted
         If Ctrl-C is pressed after that.
     """
     setups = worker_setups(plan, workload, seed, device, patience_s)
-    with Fleet(setups) as fleet:
+    launcher: Launcher = LocalProcesses()
+    if backend == "ray":
+        from optsched.runtime.ray_actors import RayActors
+
+        check_ray()
+        launcher = RayActors(plan, device)
+    elif device == "cpu":
+        refuse_what_memory_cannot_hold(plan)
+    with Fleet(setups, launcher) as fleet:
         return _Run(plan, workload, fleet, seed, device, patience_s).to_the_end(time_limit_s, progress)
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import secrets
-import signal
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.errors import WorkerError
-from optsched.runtime import worker
 from optsched.runtime.handover import SECRET_BYTES
 from optsched.runtime.messages import Died, Failed, FromWorker, Ready, Setup, Stop, ToWorker, Zero
+from optsched.runtime.processes import Launcher, LocalProcesses, WorkerProcess
 
 START_LIMIT_S = 300.0
 _GRACE_S = 5.0
@@ -35,14 +30,15 @@ class Fleet:
     Parameters
     ----------
     setups
-        What to build in each worker; where they meet is filled in here.
+        What to build in each worker; the secret that they share is filled in here.
+    launcher
+        How to start them; as processes of this machine by default.
     """
 
-    def __init__(self, setups: Sequence[Setup]) -> None:
-        self._setups = list(setups)
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+    def __init__(self, setups: Sequence[Setup], launcher: Launcher | None = None) -> None:
+        self._setups, self._launcher = list(setups), launcher or LocalProcesses()
+        self._processes: list[WorkerProcess] = []
         self._connections: list[Connection] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._gone: set[int] = set()
         self._addresses: dict[int, tuple[str, int]] = {}
 
@@ -56,21 +52,12 @@ class Fleet:
         """
         for setup in self._setups:  # here, so that the workers load them from numba's cache
             compiled_policy(setup.limits.policy)
-        context = _context()
-        self._folder = tempfile.TemporaryDirectory(prefix="optsched-")
-        busy = context.RawArray("b", len(self._setups))
         secret = secrets.token_bytes(SECRET_BYTES)
         try:
-            for setup in self._setups:
-                mine, theirs = context.Pipe()
-                _limit_sending(mine)
-                complete = replace(setup, rendezvous=str(Path(self._folder.name)), secret=secret)
-                name = f"optsched-replica-{setup.index}"
-                process = context.Process(target=worker.main, args=(complete, theirs, busy), name=name, daemon=True)
-                _start_deaf(process)
-                theirs.close()
+            for process, line in self._launcher.start([replace(setup, secret=secret) for setup in self._setups]):
+                _limit_sending(line)
                 self._processes.append(process)
-                self._connections.append(mine)
+                self._connections.append(line)
             self._await_ready()
         except BaseException:
             self.close()
@@ -101,10 +88,10 @@ class Fleet:
         return f"worker {index} died (exit code {message.exit_code})"
 
     def begin(self) -> float:
-        """Announce time zero of the workload to all workers, wait for it, and return it on the monotonic clock."""
+        """Announce time zero of the workload to all workers, wait for it, and return it on this process's monotonic clock."""
         zero_s = time.monotonic() + _LEAD_S
         for index in range(len(self._connections)):
-            self.send(index, Zero(zero_s))
+            self.send(index, Zero(zero_s + self._launcher.ahead_s(index)))
         time.sleep(max(0.0, zero_s - time.monotonic()))
         return zero_s
 
@@ -181,26 +168,8 @@ class Fleet:
             connection.close()
         for process in self._processes:
             process.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-        self._processes, self._connections, self._folder = [], [], None
-
-
-def _context() -> multiprocessing.context.ForkServerContext:
-    """Return a way to start processes that imports torch once: workers are forked from a server that has."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([worker.__name__])
-    return context
-
-
-def _start_deaf(process: multiprocessing.process.BaseProcess) -> None:
-    """Start a process that never hears Ctrl-C, not even while it starts: the controller answers it and ends the workers."""
-    resource_tracker.ensure_running()  # starting it as part of the process would let the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server that forks the workers hands it on
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._launcher.close()
+        self._processes, self._connections = [], []
 
 
 def _limit_sending(connection: Connection) -> None:

@@ -148,7 +148,7 @@ def _setups(llm: Llm, count: int, seed: int, engine: EngineSpec, policy: str, de
         1e9,
         NO_PARAMETERS,
     )
-    return [Setup(index, count, llm, None, seed, kv_blocks, limits, device, "") for index in range(count)]
+    return [Setup(index, count, llm, None, seed, kv_blocks, limits, device) for index in range(count)]
 
 
 class _Measuring:

@@ -47,8 +47,6 @@ class Setup:
         Its pool and how it batches.
     device
         ``cpu`` or ``cuda``.
-    rendezvous
-        Folder of this fleet's own files.
     secret
         What a worker must say before another hands a cache to it.
     host
@@ -69,7 +67,6 @@ class Setup:
     kv_blocks: int
     limits: Limits
     device: str
-    rendezvous: str
     secret: bytes = b""
     host: str = "127.0.0.1"
     patience_s: float = 60.0
@@ -82,7 +79,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """The workload starts when the machine's monotonic clock shows `monotonic_s`."""
+    """The workload starts when the worker's monotonic clock shows `monotonic_s`."""
 
     monotonic_s: float
 

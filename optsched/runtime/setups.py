@@ -35,8 +35,6 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patien
     for replica in plan.replicas:
         _refuse_what_cannot_run(replica, llms[replica.llm], workload)
     refuse_what_cannot_fit(plan, workload)
-    if device == "cpu":
-        _refuse_what_memory_cannot_hold(plan)
     parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
     return [
         Setup(
@@ -59,15 +57,20 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patien
                 law=law,
             ),
             device=device,
-            rendezvous="",
             patience_s=patience_s,
         )
         for index, (replica, law) in enumerate(zip(plan.replicas, law_rows(plan.replicas), strict=True))
     ]
 
 
-def _refuse_what_memory_cannot_hold(plan: Plan) -> None:
-    """Refuse pools and weights that all workers together could not allocate on this machine."""
+def refuse_what_memory_cannot_hold(plan: Plan) -> None:
+    """Refuse pools and weights that all workers together could not allocate on this machine.
+
+    Raises
+    ------
+    InfeasibleError
+        If they need more than there is.
+    """
     shapes = {llm.name: llm.shape for llm in plan.llms}
     needed = sum(
         replica.kv_blocks * plan.engine.block_tokens * shapes[replica.llm].kv_bytes_per_token + shapes[replica.llm].weights_bytes

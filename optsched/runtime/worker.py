@@ -60,6 +60,18 @@ def main(setup: Setup, connection: Connection, busy: Flags) -> None:
 
     Parameters
     ----------
+    setup, connection, busy
+        As in `serve`.
+    """
+    code = serve(setup, connection, busy)
+    os._exit(code)  # threads may still wait for another worker, and nobody should wait for them
+
+
+def serve(setup: Setup, connection: Connection, busy: Flags) -> int:
+    """Be a replica until told to stop, or until the controller is gone; return 0, or 1 if it failed.
+
+    Parameters
+    ----------
     setup
         The replica to build.
     connection
@@ -78,7 +90,7 @@ def main(setup: Setup, connection: Connection, busy: Flags) -> None:
         _confess(connection, recorder, error)
     busy[setup.index] = 0
     connection.close()
-    os._exit(code)  # threads may still wait for another worker, and nobody should wait for them
+    return code
 
 
 def _confess(connection: Connection, recorder: Recorder, error: Exception) -> None:

@@ -13,7 +13,8 @@ LATENCIES: dict[str, str] = {
     "ttft_s": "TTFT", "ttfet_s": "TTFET", "tbt_s": "TBT", "tpot_s": "TPOT", "e2e_s": "end to end",
 }  # fmt: skip
 NORMALISED: dict[str, str] = {"ttfet": "TTFET", "last_turn_tbt": "last-turn TBT", "e2e": "end to end"}
-_RELATIVE: dict[str, str] = {"ttfet": "ttfet", "tbt": "last_turn_tbt", "e2e": "e2e"}
+_PER_CONVERSATION = ("ttfet", "e2e")
+"""Targets whose latency is one figure per conversation; of the others metrics hold quantiles over all turns or gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Verdict:
     relative
         Whether `limit` is a multiple.
     reached
-        The figure at the target's percentile, where the metrics hold that one; None otherwise.
+        The figure at the target's percentile over conversations, where the metrics hold that one; None otherwise.
     missed, allowed
         Share of conversations that miss it, and that may.
     """
@@ -83,12 +84,11 @@ def verdicts(slo: Slo, metrics: Metrics) -> list[Verdict]:
 
 
 def _reached(key: str, target: LatencyTarget, metrics: Metrics) -> float | None:
-    if target.seconds is not None:
-        quantiles: Quantiles | None = getattr(metrics, f"{key}_s")
-    else:
-        quantiles = getattr(metrics.normalised, _RELATIVE[key]) if key in _RELATIVE else None
+    if key not in _PER_CONVERSATION:
+        return None
+    quantiles: Quantiles = getattr(metrics.normalised, key) if target.seconds is None else getattr(metrics, f"{key}_s")
     name = f"p{target.percentile:g}"
-    return getattr(quantiles, name) if quantiles is not None and name in Quantiles.model_fields else None
+    return getattr(quantiles, name) if name in Quantiles.model_fields else None
 
 
 def in_one_sentence(found: list[Verdict]) -> str:

@@ -19,7 +19,7 @@ def test_a_target_stands_if_no_more_conversations_miss_it_than_may() -> None:
     (ttft, ttfet) = verdicts(plan.slo, plan.predicted)
     assert (ttft.key, ttft.target, ttft.allowed) == ("ttft", "p95 at most 500 ms", pytest.approx(0.05))
     assert (ttfet.name, ttfet.target) == ("TTFET", "p95 at most 8 x standalone")
-    assert ttft.reached == plan.predicted.ttft_s.p95
+    assert ttft.reached is None  # a conversation misses it by its worst turn, quantiles are over all turns
     assert ttfet.reached == plan.predicted.normalised.ttfet.p95
     for each in (ttft, ttfet):
         assert each.missed == plan.predicted.slo_violations[each.key]

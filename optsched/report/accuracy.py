@@ -61,6 +61,17 @@ class OperationClass:
         """Whether that error exceeds `DRIFT`, over at least `FEWEST` operations."""
         return len(self.start_s) >= FEWEST and self.error is not None and abs(self.error) > DRIFT
 
+    def facts(self) -> dict[str, object]:
+        """Return it as plain data: how many, mean times, the error of the sum, and whether that is drift."""
+        return {
+            "class": self.name,
+            "count": len(self.start_s),
+            "predicted_s": float(self.predicted_s.mean()),
+            "observed_s": float(self.observed_s.mean()),
+            "error": self.error,
+            "drifted": self.drifted,
+        }
+
     def over_time(self, most: int = 24) -> list[tuple[float, float]]:
         """Return ``observed / predicted`` of the total time in stretches of the run with equally many operations.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from optsched.domain.accounting import measure_plan
 from optsched.domain.plan import Plan
-from optsched.report.accuracy import DRIFT, OperationClass, operation_classes, relative_errors
+from optsched.report.accuracy import DRIFT, operation_classes, relative_errors
 from optsched.report.capacity_answer import CapacityAnswer
 from optsched.report.drift import drift_in_words
 from optsched.report.loading import Logged, executed_of
@@ -104,19 +104,8 @@ def _of_log(logged: Logged, name: str) -> Findings:
         "observed": observed.model_dump(mode="json"),
         "error": errors,
         "drift_limit": DRIFT,
-        "operations": [_operations(each) for each in classes],
+        "operations": [each.facts() for each in classes],
         "recovered_conversations": sum(event.kind == "recovered" for event in executed.log.events),
     }
     page = log_page(plan, executed, observed, errors, classes, source=name)
     return Findings(page, facts, drift_in_words(classes))
-
-
-def _operations(found: OperationClass) -> dict[str, object]:
-    return {
-        "class": found.name,
-        "count": len(found.start_s),
-        "predicted_s": float(found.predicted_s.mean()),
-        "observed_s": float(found.observed_s.mean()),
-        "error": found.error,
-        "drifted": found.drifted,
-    }

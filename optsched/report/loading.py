@@ -51,7 +51,7 @@ def load_source(path: Path) -> Plan | Logged | CapacityAnswer:
         return files.validate(CapacityAnswer, data, file)
     if isinstance(data, dict) and "infeasible" in data:
         raise SpecError(
-            "the answer is that no fleet keeps the targets, and which limits to relax; there is no page of that", file=file
+            "the answer is that no fleet keeps the targets; it has no page, but says which limits to relax", file=file
         )
     if isinstance(data, dict) and "sweep" in data:
         raise SpecError("a sweep over rates is not one answer; make the page of one rate: capacity --rate R --json", file=file)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from optsched.cli.output import emit_json, print_line, warn
+
+if TYPE_CHECKING:
+    from optsched.export.serving import Serving
 
 
 def export(
@@ -43,19 +46,24 @@ def export(
     exported = export_plan(load_plan(plan_file), to, model=model)
     write_folder(out, exported.files)
     if json:
-        replicas = [
+        emit_json(
             {
-                "id": each.replica.id,
-                "role": each.replica.role,
-                "model": each.model,
-                "gpus": each.gpus,
-                "options": dict(each.options),
+                "to": to,
+                "out": str(out),
+                "files": sorted(exported.files),
+                "notes": exported.notes,
+                "replicas": _replicas(exported.servings),
             }
-            for each in exported.servings
-        ]
-        emit_json({"to": to, "out": str(out), "files": sorted(exported.files), "notes": exported.notes, "replicas": replicas})
+        )
         return
     for name in sorted(exported.files):
         print_line(str(out / name))
     for note in exported.notes:
         warn(f"Note: {note}.")
+
+
+def _replicas(found: list[Serving]) -> list[dict[str, object]]:
+    return [
+        {"id": each.replica.id, "role": each.replica.role, "model": each.model, "gpus": each.gpus, "options": dict(each.options)}
+        for each in found
+    ]

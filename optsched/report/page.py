@@ -45,6 +45,10 @@ def page(
         element("main", join(_section(section) for section in sections)),
         element("footer", footer),
     ])  # fmt: skip
+    return _document(title, style, body)
+
+
+def _document(title: str, style: str, body: Html) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'

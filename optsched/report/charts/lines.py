@@ -85,12 +85,7 @@ def line_chart(
     most_up
         End of the axis up, where it is given by what is drawn (1 for shares).
     """
-    xs = [x for each in series for x, _ in each.points] + [mark.value for mark in marks if mark.direction == "along"]
-    ys = [y for each in series for _, y in each.points] + [mark.value for mark in marks if mark.direction == "up"]
-    ys += [band.low, band.high] if band else []
-    low, high = extent(ys, zero=zero)
-    x_axis = Axis(*extent(xs, margin=0.03), _LEFT, WIDTH - _RIGHT)
-    y_axis = Axis(low, high if most_up is None else most_up, HEIGHT - _BOTTOM, _TOP)
+    x_axis, y_axis = _axes(series, marks, band, zero, most_up)
     parts = [label(0, 12, title, colour="var(--text)", bold=True), *_legend(series)]
     if band:
         top, bottom, width = y_axis.at(band.high), y_axis.at(band.low), WIDTH - _RIGHT - _LEFT
@@ -103,6 +98,18 @@ def line_chart(
     for each in series:
         parts += _series(each, x_axis, y_axis, write_along, write_up)
     return svg(parts, f"{title}, over {along}")
+
+
+def _axes(
+    series: Sequence[Series], marks: Sequence[Mark], band: Band | None, zero: bool, most_up: float | None
+) -> tuple[Axis, Axis]:
+    """Return axes along and up that hold all points and limits."""
+    xs = [x for each in series for x, _ in each.points] + [mark.value for mark in marks if mark.direction == "along"]
+    ys = [y for each in series for _, y in each.points] + [mark.value for mark in marks if mark.direction == "up"]
+    ys += [band.low, band.high] if band else []
+    low, high = extent(ys, zero=zero)
+    upwards = Axis(low, high if most_up is None else most_up, HEIGHT - _BOTTOM, _TOP)
+    return Axis(*extent(xs, margin=0.03), _LEFT, WIDTH - _RIGHT), upwards
 
 
 def _legend(series: Sequence[Series]) -> list[str]:

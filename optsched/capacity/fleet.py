@@ -182,7 +182,9 @@ def make_solver(time_limit_s: float | None, gap: float) -> pulp.LpSolver:
     SolverUnavailableError
         If it is not installed.
     """
-    solver = pulp.HiGHS(msg=False, timeLimit=time_limit_s, gapRel=gap, gapAbs=0.0, threads=1, mip_feasibility_tolerance=1e-9)
+    # Restarts presolve the program anew after fixing some counts; with as few rows as these, that costs more than it saves.
+    options = {"mip_feasibility_tolerance": 1e-9, "mip_allow_restart": False}
+    solver = pulp.HiGHS(msg=False, timeLimit=time_limit_s, gapRel=gap, gapAbs=0.0, threads=1, **options)
     if not solver.available():
         raise SolverUnavailableError("Solver 'highs' is not installed; it comes with highspy. Install it.")
     return solver

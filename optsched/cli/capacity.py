@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from optsched.cli.asked import THEIR_OWN, Conversations, read_scenario
 from optsched.cli.capacity_answer import capacity_json, in_words, outcome_json, print_capacity
 from optsched.cli.capacity_beyond import Beyond
+from optsched.cli.capacity_rate import print_rate, rate_json
 from optsched.cli.output import emit_json, print_table, progress, warn
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def capacity(
     *,
     conversations: Conversations = THEIR_OWN,
     sweep: str | None = None,
+    maximise: Literal["rate"] | None = None,
     out: Path | None = None,
     pareto: bool = False,
     robustness: bool = False,
@@ -43,6 +45,8 @@ def capacity(
         Which conversations; fleets are tried with the two seeds that follow, too.
     sweep
         Ask for several rates, first:last:step, as in rate=1:10:1; prints a line for each. Many are asked in several processes.
+    maximise
+        rate: find the fleet of the whole supply that sustains the highest rate, instead of the cheapest for a rate.
     out
         Write the plan of the fleet to this file, for simulate and run; with several services or periods, a set of plans of
         which FILE#NAME is one.
@@ -63,10 +67,15 @@ def capacity(
     base, asked = read_scenario(scenario)
     rate, trace, seed = conversations.rate_per_s, conversations.trace, conversations.seed
     if sweep is not None:
-        if rate is not None or out is not None or pareto or robustness:
-            reason = "several rates have no one rate and no one plan; leave out --rate, --out, --pareto and --robustness"
+        if rate is not None or out is not None or pareto or robustness or maximise:
+            reason = "several rates have no one rate and no one plan; leave out --rate, --out, --maximise, --pareto, --robustness"
             raise SpecError(reason, field="--sweep")
         _sweep([Question(asked, base, trace, each, seed) for each in _rates(sweep)], json)
+        return
+    if maximise is not None:
+        if rate is not None or pareto or robustness:
+            raise SpecError("the rate is the answer; leave out --rate, --pareto and --robustness", field="--maximise")
+        _largest_rate(asked, base, conversations, out, json)
         return
     try:
         with progress("trying fleets") as advance:
@@ -83,6 +92,22 @@ def capacity(
         return
     print_capacity(found, explain)
     more.print()
+    if out is not None:
+        warn(f"Plan written to {out}")
+
+
+def _largest_rate(scenario: Scenario, base: Path, conversations: Conversations, out: Path | None, json: bool) -> None:
+    from optsched import files
+    from optsched.planner.capacity_rate import largest_rate
+
+    with progress("trying fleets") as advance:
+        found = largest_rate(scenario, base=base, trace=conversations.trace, seed=conversations.seed, progress=advance)
+    if out is not None:
+        files.save(found.planned.plan, "plan", out)
+    if json:
+        emit_json(rate_json(found))
+        return
+    print_rate(found)
     if out is not None:
         warn(f"Plan written to {out}")
 

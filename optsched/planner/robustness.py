@@ -138,20 +138,42 @@ class _Trials:
         worst = worst_target(self.plan.slo, metrics)
         return Disturbed(factor, metrics.slo_attainment, worst, metrics.ttft_s.p95, metrics.tpot_s.p95, usd)
 
-    def breaks(self, tolerance: float = 0.01) -> float:
+    def breaks(self) -> float:
         """Return the factor up to which every target is kept."""
         missed = [factor for factor, each in self.seen.items() if not each.met]
-        high = min(missed, default=2.0)
-        while self.at(high).met:
-            if high >= WIDEST:
-                return float("inf")
-            high *= 2
-        low = max((factor for factor, each in self.seen.items() if each.met and factor < high), default=high / 2)
-        while not self.at(low).met:
-            if low <= 1 / WIDEST:
-                return 0.0
-            low, high = low / 2, low
-        while high > low * (1 + tolerance):
-            middle = sqrt(low * high)
-            low, high = (middle, high) if self.at(middle).met else (low, middle)
-        return low
+        kept = [factor for factor, each in self.seen.items() if each.met]
+        high = min(missed, default=max(2.0, 2 * max(kept, default=1.0)))
+        low = max((factor for factor in kept if factor < high), default=high / 2)
+        return highest_factor(lambda factor: self.at(factor).met, high, low=low)
+
+
+def highest_factor(is_met: Callable[[float], bool], high: float, tolerance: float = 0.01, low: float | None = None) -> float:
+    """Return the factor up to which something is kept, by doubling and bisection.
+
+    Parameters
+    ----------
+    is_met
+        Whether it is kept at a factor; it is taken to be missed at all larger ones if it is not.
+    high, low
+        Where it may be missed, and where it may be kept; None: a fifth less than `high`.
+    tolerance
+        Relative width at which the bisection ends; the lower end is returned, where it was kept.
+
+    Returns
+    -------
+    float
+        Infinite if it is kept at every factor up to `WIDEST`, 0 if it is missed at every one down to the inverse of it.
+    """
+    low = high / 1.25 if low is None else low
+    while is_met(high):
+        if high >= WIDEST:
+            return float("inf")
+        low, high = high, 2 * high
+    while not is_met(low):
+        if low <= 1 / WIDEST:
+            return 0.0
+        low, high = low / 2, low
+    while high > low * (1 + tolerance):
+        middle = sqrt(low * high)
+        low, high = (middle, high) if is_met(middle) else (low, middle)
+    return low

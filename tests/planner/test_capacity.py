@@ -20,6 +20,7 @@ from optsched.planner.capacity_answer import slo_price
 from optsched.planner.capacity_front import pareto
 from optsched.planner.capacity_pools import pools_of
 from optsched.planner.capacity_problem import pool_columns
+from optsched.planner.capacity_rate import largest_rate, sustained_rate
 
 CHAT = catalog.scenario("chat-l4")
 
@@ -254,3 +255,31 @@ def test_the_front_and_the_robustness_stand_beside_the_answer(tmp_path: Path, ca
     printed = capsys.readouterr().out
     assert "(chosen)" in printed
     assert "Targets are kept up to rate x" in printed
+
+
+def test_the_highest_rate_is_kept_wherever_the_search_begins(tmp_path: Path, capsys) -> None:
+    asked = CHAT.replace(fleet=(), slo=CHAT.slo.replace(ttft=LatencyTarget(seconds=0.6)))
+    found = largest_rate(asked)
+    assert found.gpus == 2
+    assert 0.5 * found.columns_per_s < found.best.rate_per_s
+    assert found.columns_per_s <= found.bound_per_s * (1 + 1e-6)
+    assert max(found.planned.plan.predicted.slo_violations.values()) <= 0.05
+    assert found.best.rate_per_s == max(each.rate_per_s for each in found.tried)
+    (pool,) = pools_of(asked, None, None, None, None)
+    again = sustained_rate(asked, pool, found.best.fleet, 2 * found.best.rate_per_s)
+    assert again.rate_per_s == pytest.approx(
+        found.best.rate_per_s, rel=0.15
+    )  # 10 of 200 conversations decide: not quite monotone
+    out = tmp_path / "plan.json"
+    assert invoke(["capacity", "chat-l4", "--maximise", "rate", "--json", "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["fleet"][0]["count"] == 2
+    assert load_plan(out).workload.arrivals.rate_per_s > 0.4
+    assert invoke(["capacity", "chat-l4", "--maximise", "rate", "--rate", "1"]) == 1
+    assert "the rate is the answer; leave out --rate" in capsys.readouterr().err
+
+
+def test_several_services_have_no_one_highest_rate(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "two.toml"
+    file.write_text(SERVICES)
+    assert invoke(["capacity", str(file), "--maximise", "rate"]) == 1
+    assert "2 services have no one highest rate" in capsys.readouterr().err

@@ -89,11 +89,6 @@ class FrontRow(_Read):
         return max((each.e2e_s.p95 for each in self.simulated if each is not None and each.e2e_s.p95 is not None), default=None)
 
     @property
-    def latency_s(self) -> float:
-        """The simulated percentile where there is one, else the one without queues."""
-        return self.p95_latency_s if self.simulated_s is None else self.simulated_s
-
-    @property
     def attainment(self) -> float | None:
         """Smallest share of a pool's conversations that meet every target; None where one was not simulated."""
         shares = [None if each is None else each.slo_attainment for each in self.simulated]

@@ -80,7 +80,7 @@ def largest_traffic(problem: FleetProblem, *, time_limit_s: float = 30.0) -> Lar
         integrality=np.concatenate([np.ones(types), np.zeros(flows + 1)]), bounds=Bounds(0, np.inf),
         constraints=LinearConstraint(matrix, low, np.inf), options={"time_limit": time_limit_s, "mip_rel_gap": 1e-6},
     )  # fmt: skip
-    if answer.status == 3:
+    if answer.x is None and answer.status != 1:  # serving nothing is always possible, so the program is unbounded
         raise InfeasibleError("Nothing limits the fleet, so nothing limits its traffic; give [supply] a count, or limits.")
     if answer.x is None:
         raise NoPlanError("No fleet was found in the time allowed. Allow more.")

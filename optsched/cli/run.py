@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optsched.domain.log import ExecutionLog
     from optsched.domain.plan import Plan
     from optsched.domain.results import Metrics
+    from optsched.report.accuracy import OperationClass
 
 _SCALARS = {"makespan_s": "makespan", "tokens_per_s": "output tokens/s"}
 
@@ -54,7 +55,7 @@ def run(
     from optsched import files, logfile
     from optsched.cli.checks import positive
     from optsched.domain.accounting import measure_plan
-    from optsched.report.accuracy import relative_errors
+    from optsched.report.accuracy import operation_classes, relative_errors
     from optsched.report.timeline import check_timeline, save_timeline
     from optsched.runtime.busy import warning as busy_warning
     from optsched.runtime.device import check_device
@@ -92,11 +93,13 @@ def run(
                 "predicted": plan.predicted.model_dump(mode="json"),
                 "observed": observed.model_dump(mode="json"),
                 "error": errors,
+                "operations": [each.facts() for each in operation_classes(observed_log, plan)],
                 "recovered_conversations": recovered,
             }
         )
         return
     _print(plan, observed_log, observed, errors, backend)
+    _print_operations(operation_classes(observed_log, plan))
     if log is not None:
         warn(f"Log written to {log}")
     if timeline is not None:
@@ -119,6 +122,21 @@ def _print(plan: Plan, log: ExecutionLog, observed: Metrics, errors: dict[str, f
         f"{observed.tokens.output:,} output tokens, {log.iterations:,} steps, {len(log.transfers.start_s):,} transfers, "
         f"{log.preemptions:,} preemptions; {observed.slo_attainment:.1%} of conversations meet every target"
     )
+
+
+def _print_operations(classes: list[OperationClass]) -> None:
+    """Print how long the operations of each kind took against the cost model, and which have drifted."""
+    from optsched.report.drift import drift_in_words
+
+    rows = [
+        (
+            each.name, f"{len(each.start_s):,}", seconds(float(each.predicted_s.mean())), seconds(float(each.observed_s.mean())),
+            "-" if each.error is None else f"{each.error:+.1%}",
+        )
+        for each in classes
+    ]  # fmt: skip
+    print_table("Operations, each against the cost model", ("", "count", "predicted", "observed", "error"), rows)
+    print_line(drift_in_words(classes))
 
 
 def _share(errors: dict[str, float], name: str) -> str:

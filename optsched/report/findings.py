@@ -105,7 +105,7 @@ def _of_log(logged: Logged, name: str) -> Findings:
         "error": errors,
         "drift_limit": DRIFT,
         "operations": [each.facts() for each in classes],
-        "recovered_conversations": sum(event.kind == "recovered" for event in executed.log.events),
+        "recovered_conversations": executed.recovered,
     }
     page = log_page(plan, executed, observed, errors, classes, source=name)
     return Findings(page, facts, drift_in_words(classes))

@@ -40,7 +40,9 @@ def test_run_prints_predicted_observed_and_error_and_writes_the_log(tmp_path, ca
     files.save(small_plan(), "plan", path)
     assert invoke(["run", str(path), "--json", "--log", str(log_path), "--timeline", str(tmp_path / "run.svg")]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert set(printed) == {"predicted", "observed", "error", "recovered_conversations"}
+    assert set(printed) == {"predicted", "observed", "error", "operations", "recovered_conversations"}
+    assert {each["class"] for each in printed["operations"]} <= {"prefill steps", "decode steps", "mixed steps", "transfers"}
+    assert all(each["count"] > 0 and each["observed_s"] > 0 for each in printed["operations"])
     observed = printed["observed"]
     assert observed["tokens"]["output"] > 0
     assert observed["energy_j"] is None

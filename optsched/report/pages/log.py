@@ -52,7 +52,7 @@ def log_page(
         subtitle=f"{log.origin.capitalize()}; placement {plan.placement.policy}, batching {plan.batching.policy}",
         verdict=drift_in_words(classes),
         tone="bad" if drifted else "good" if classes else "plain",
-        leading=_tiles(plan, log, observed, errors),
+        leading=_tiles(plan, executed, observed, errors),
         sections=sections,
         footer=f"Made from {source} by optsched {__version__}; scenario {plan.scenario_sha256[:12]}.",
     )
@@ -70,16 +70,15 @@ def _figures_lead(log: ExecutionLog) -> str:
     return "Error: predicted over observed, less one. Red bars exceed the limit; a full bar is 100 %."
 
 
-def _tiles(plan: Plan, log: ExecutionLog, observed: Metrics, errors: dict[str, float]) -> list[Tile]:
-    recovered = sum(event.kind == "recovered" for event in log.events)
-    predicted = plan.predicted
+def _tiles(plan: Plan, executed: Executed, observed: Metrics, errors: dict[str, float]) -> list[Tile]:
+    predicted, moved = plan.predicted, len(executed.log.transfers.start_s)
     return [
         Tile("Meet every target", share(observed.slo_attainment), f"predicted {share(predicted.slo_attainment)}"),
         Tile("TTFT p95", seconds(observed.ttft_s.p95), f"predicted {change(errors.get('ttft_s.p95'))}"),
         Tile("TBT p95", seconds(observed.tbt_s.p95), f"predicted {change(errors.get('tbt_s.p95'))}"),
         Tile("Output tokens/s", plain(observed.tokens_per_s), f"predicted {change(errors.get('tokens_per_s'))}"),
         Tile("Makespan", quantity(observed.makespan_s, "s"), f"predicted {change(errors.get('makespan_s'))}"),
-        Tile("Steps", f"{log.iterations:,}", f"{len(log.transfers.start_s):,} transfers, {recovered:,} recovered"),
+        Tile("Steps", f"{executed.log.iterations:,}", f"{moved:,} transfers, {executed.recovered:,} recovered"),
     ]
 
 

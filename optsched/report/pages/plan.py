@@ -27,6 +27,11 @@ class Executed:
     workload: Workload
     log: ExecutionLog
 
+    @property
+    def recovered(self) -> int:
+        """Conversations that went on elsewhere after a worker was lost, each counted once."""
+        return len({event.conversation for event in self.log.events if event.kind == "recovered"})
+
 
 def plan_page(plan: Plan, *, source: str, executed: Executed | str, more: tuple[Section, ...] = ()) -> str:
     """Return a plan as a page.

@@ -26,6 +26,7 @@ def run(
     device: Literal["cpu", "cuda"] = "cpu",
     seed: int = 0,
     time_limit_s: float = 3600.0,
+    patience_s: float = 120.0,
     log: Path | None = None,
     timeline: Path | None = None,
     json: bool = False,
@@ -45,6 +46,8 @@ def run(
         Seed of prompts, and of the weights where the plan names none.
     time_limit_s
         Give up when the workload takes longer than this.
+    patience_s
+        Give a worker up that says nothing for so long; its conversations go on elsewhere. No step may take longer.
     log
         Write the execution log to this Parquet file.
     timeline
@@ -68,16 +71,18 @@ def run(
     check_device(device)
     if text := busy_warning():
         warn(text)
-    from optsched.runtime.cluster import WorkerLostError, execute
+    from optsched.runtime.cluster import RunInterrupted, WorkerLostError, execute
 
+    silence_s = positive("--patience-s", patience_s) or patience_s
     try:
         with progress("starting workers", total=workload.num_turns) as advance:
             observed_log = execute(
-                plan, workload, seed=seed, device=device, backend=backend, time_limit_s=limit_s, progress=advance
+                plan, workload, seed=seed, device=device, backend=backend, time_limit_s=limit_s, patience_s=silence_s,
+                progress=advance,
             )  # fmt: skip
-    except WorkerLostError as lost:
+    except (WorkerLostError, RunInterrupted) as ended:
         if log is not None:
-            logfile.save_log(lost.log, workload, log, plan)
+            logfile.save_log(ended.log, workload, log, plan)
             warn(f"Log so far written to {log}")
         raise
     if log is not None:
@@ -85,7 +90,10 @@ def run(
     if timeline is not None:
         save_timeline(plan, observed_log, workload, timeline)
     observed = measure_plan(plan, observed_log, workload, plan.predicted.clock)
-    recovered = sum(event.kind == "recovered" for event in observed_log.events)
+    recovered = len({event.conversation for event in observed_log.events if event.kind == "recovered"})
+    for event in observed_log.events:
+        if event.kind == "worker_died":
+            warn(f"{event.detail}; what it held was computed again elsewhere")
     errors = relative_errors(plan.predicted, observed)
     if json:
         emit_json(

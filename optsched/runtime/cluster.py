@@ -172,9 +172,10 @@ class _Run:
         if now > time_limit_s:
             raise WorkerLostError(f"{self._left()} after {time_limit_s:g} s; raise the time limit, or run fewer", self._log())
         if not due and self.watch.stuck(now):
-            self.courses.loosen()
-        if not due and self.watch.idle_s(now) > self.patience_s:
-            self._refuse_to_wait()
+            if self.courses.loosen():
+                self.watch.restart(now)
+            elif self.watch.idle_s(now) > self.patience_s:
+                self._refuse_to_wait()
         while due and due[0][0] <= now:
             due_s, kind, subject = heapq.heappop(due)
             if kind == ARRIVAL:
@@ -198,6 +199,7 @@ class _Run:
     def _lose(self, replica: int, reason: str) -> None:
         self.lost.add(replica)
         self.fleet.give_up(replica)
+        self.watch.restart(self.now())
         if len(self.lost) == self.fleet.size:
             raise WorkerLostError(f"{reason}; {self._left()}", self._log())
         self.courses.lose(replica, reason)

@@ -41,6 +41,7 @@ from optsched.runtime.prompts import Prompts
 
 Array = np.ndarray
 ARRIVAL, TURN = 0, 1
+_MOST_LOOSENED = 20  # without a turn that ended: what waits then waits for ever
 
 
 class Courses:
@@ -71,7 +72,8 @@ class Courses:
         self._fleet, self._dispatcher, self._observed, self._now = fleet, dispatcher, observed, now
         self._courses = [Course(int(turn)) for turn in workload.first_turn[:-1]]
         self._broken: set[tuple[int, int]] = set()
-        self._transfers = self._drops = 0
+        self._postponed: list[int] = []
+        self._transfers = self._drops = self._loosened = 0
         self.due = [(float(time_s), ARRIVAL, index) for index, time_s in enumerate(workload.arrival_s[: workload.concurrency])]
         self.ended = self.ended_turns = 0
 
@@ -139,7 +141,9 @@ class Courses:
     def _end_turn(self, news: TurnEnded) -> None:
         w, course = self._workload, self._courses[news.conversation]
         self.ended_turns += 1
+        self._loosened = 0
         course.evicted = False
+        self._place_postponed()
         if news.turn + 1 < w.first_turn[news.conversation + 1]:
             ready_s = news.time_s + float(w.gap_s[news.turn + 1])
             self._observed.arrival_s[news.turn + 1] = ready_s
@@ -269,17 +273,30 @@ class Courses:
         self._recover(news.conversation, "recovered", news.source, "its cache did not arrive")
 
     def loosen(self) -> bool:
-        """Let go of what turns that are away hold, where nothing else can happen any more; tell whether there was any.
+        """Drop caches that others may wait for, where nothing else can happen any more; tell whether there was any.
 
-        Those whose cache finds no room where it should go are placed anew; else the copies at their homes are dropped.
+        First turns whose cache finds no room where it should be computed are placed anew; then the copies at homes are dropped;
+        then caches that wait for a decoder, which are computed again when a turn has ended.
         """
+        self._loosened += 1
+        if self._loosened > _MOST_LOOSENED or self._place_postponed():
+            return self._loosened <= _MOST_LOOSENED
         stuck = [conversation for conversation, course in self._open() if course.away and course.leaving >= 0]
-        for conversation in stuck:
-            self._recover(conversation, "dropped", self._courses[conversation].leaving, "it found no room elsewhere")
         copies = [] if stuck else [conversation for conversation, course in self._open() if course.copy_at >= 0]
+        held = [] if stuck or copies else [conversation for conversation, course in self._open() if course.held]
         for conversation in copies:
             self._drop_copy(conversation)
-        return bool(stuck or copies)
+        self._postponed = held
+        for conversation in [*stuck, *held]:
+            self._recover(conversation, "dropped", self._courses[conversation].at, "others waited for the room that it took")
+        return bool(stuck or copies or held)
+
+    def _place_postponed(self) -> bool:
+        postponed, self._postponed = self._postponed, []
+        for conversation in postponed:
+            if not self._courses[conversation].awaited:
+                self._resume(conversation)
+        return bool(postponed)
 
     def _recover(self, conversation: int, kind: EventKind, replica: int, why: str) -> None:
         """Have every replica drop what it holds of a conversation; the last to confirm has it placed again."""
@@ -297,7 +314,7 @@ class Courses:
         course = self._courses[conversation]
         if course.awaited.get(replica) == number:
             del course.awaited[replica]
-            if not course.awaited and not course.done:
+            if not (course.awaited or course.done or conversation in self._postponed):
                 self._resume(conversation)
 
     def _resume(self, conversation: int) -> None:

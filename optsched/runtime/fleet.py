@@ -36,7 +36,8 @@ class Fleet:
     """
 
     def __init__(self, setups: Sequence[Setup], launcher: Launcher | None = None) -> None:
-        self._setups, self._launcher = list(setups), launcher or LocalProcesses()
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self._setups, self._launcher = [replace(setup, secret=secret) for setup in setups], launcher or LocalProcesses()
         self._processes: list[WorkerProcess] = []
         self._connections: list[Connection] = []
         self._gone: set[int] = set()
@@ -52,13 +53,12 @@ class Fleet:
         """
         for setup in self._setups:  # here, so that the workers load them from numba's cache
             compiled_policy(setup.limits.policy)
-        secret = secrets.token_bytes(SECRET_BYTES)
         try:
-            for process, line in self._launcher.start([replace(setup, secret=secret) for setup in self._setups]):
+            for process, line in self._launcher.start(self._setups):
                 _limit_sending(line)
                 self._processes.append(process)
                 self._connections.append(line)
-            self._await_ready()
+            self._await_ready(set(range(len(self._setups))))
         except BaseException:
             self.close()
             raise
@@ -68,8 +68,8 @@ class Fleet:
         """End all workers."""
         self.close()
 
-    def _await_ready(self) -> None:
-        deadline, missing = time.monotonic() + START_LIMIT_S, set(range(len(self._setups)))
+    def _await_ready(self, missing: set[int]) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
         while missing:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -114,7 +114,7 @@ class Fleet:
 
     def give_up(self, index: int) -> None:
         """End a worker and listen to it no more."""
-        self._gone.add(index)
+        self._lose(index)
         self.kill(index)
 
     def pid(self, index: int) -> int:
@@ -146,10 +146,14 @@ class Fleet:
                 while line.poll():
                     heard.append((index, line.recv()))
             except (EOFError, OSError):
-                self._gone.add(index)
+                self._lose(index)
                 self._processes[index].join(_GRACE_S)
                 heard.append((index, Died(self._processes[index].exitcode)))
         return heard
+
+    def _lose(self, index: int) -> None:
+        self._gone.add(index)
+        self._launcher.lost(index)
 
     def close(self) -> None:
         """Ask all workers to end, and make those that do not."""

@@ -50,6 +50,9 @@ class Launcher(Protocol):
     def ahead_s(self, index: int) -> float:
         """Return by how much a worker's monotonic clock is ahead of this process's."""
 
+    def lost(self, index: int) -> None:
+        """Take note that a worker is gone, perhaps in the middle of a step."""
+
     def close(self) -> None:
         """Free what workers were started with; they have ended."""
 
@@ -57,15 +60,20 @@ class Launcher(Protocol):
 class LocalProcesses:
     """Processes of this machine, forked from a server that imports torch once."""
 
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._busy = self._context.RawArray("b", 0)
+
     def start(self, setups: Sequence[Setup]) -> Iterator[tuple[BaseProcess, Connection]]:
         """Start workers and yield each, in order, with the line to it."""
-        context = multiprocessing.get_context("forkserver")
+        context = self._context
         context.set_forkserver_preload([worker.__name__])
-        busy = context.RawArray("b", len(setups))
+        if not len(self._busy):
+            self._busy = context.RawArray("b", setups[0].num_workers)
         for setup in setups:
             mine, theirs = context.Pipe()
             name = f"optsched-replica-{setup.index}"
-            process = context.Process(target=worker.main, args=(setup, theirs, busy), name=name, daemon=True)
+            process = context.Process(target=worker.main, args=(setup, theirs, self._busy), name=name, daemon=True)
             _start_deaf(process)
             theirs.close()
             yield process, mine
@@ -73,6 +81,10 @@ class LocalProcesses:
     def ahead_s(self, index: int) -> float:
         """Return 0: all processes of a machine share its monotonic clock."""
         return 0.0
+
+    def lost(self, index: int) -> None:
+        """Count a worker as busy no more."""
+        self._busy[index] = 0
 
     def close(self) -> None:
         """Do nothing: the server ends with this process."""

@@ -75,6 +75,9 @@ class RayActors:
         """Return by how much a worker's monotonic clock is ahead of this process's."""
         return self._ahead_s[index]
 
+    def lost(self, index: int) -> None:
+        """Do nothing: the flags are on the worker's node."""
+
     def close(self) -> None:
         """Give back what was reserved, and end the cluster if it was started here."""
         import ray

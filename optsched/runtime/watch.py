@@ -73,6 +73,10 @@ class Watch:
         """Return for how long no worker has done anything."""
         return now_s - self._told_s
 
+    def restart(self, now_s: float) -> None:
+        """Give what was just set in motion time to show."""
+        self._told_s = now_s
+
     def _ask(self, replica: int, now_s: float) -> None:
         self._number += 1
         self._asked_s[replica] = now_s

@@ -184,6 +184,14 @@ CASES = [
     plan_file("bound above the value", "bound 9 lies above its value 1", lambda data: data["certificate"].update(value=1, bound=9)),
     plan_file("plan names a trace that is gone", "none: no such file", lambda data: None),
     plan_file("run a plan that breaks its problem", "whose role is prefill", lambda data: _assign(data, decode="r0"), "run"),
+    # Reports and exports
+    Case("report of nothing", ["report", "absent.json"], "absent.json: no such file"),
+    text("report of a trace", "trace.csv", CONSERVE, ["report", "trace.csv"], "'trace.csv': a report is made of a plan"),
+    text("report of half an answer", "answer.json", '{"fleet": [], "certificate": {}, "prices": {}}', ["report", "answer.json"], "answer.json: .*missing"),
+    plan_file("report a plan that breaks its problem", "whose role is prefill", lambda data: _assign(data, decode="r0"), "report"),
+    Case("export nothing", ["export", "absent.json", "--to", "vllm", "--out", "new"], "absent.json: no such file"),
+    Case("export to nowhere", ["export", "plan.json", "--to", "vllm", "--out", "no/new"], "no/new: the folder that it is to be in does not exist"),
+    text("export over something", "plan.json", "{}", ["export", "plan.json", "--to", "llm-d", "--out", "."], "the folder is not empty"),
     # Batch problems
     problem("NaN in a problem", "not valid JSON: NaN", pending_s=[float("nan"), 1.0]),
     problem("negative blocks", "-4", kv_blocks=[-4, 6]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Literal
 
 from optsched import catalog
@@ -106,6 +107,7 @@ class Engine(Frozen):
         return known.objection(value)
 
 
+@lru_cache(maxsize=len(TARGETS))
 def engine(name: Target) -> Engine:
     """Return what an engine documents.
 

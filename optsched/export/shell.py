@@ -103,7 +103,7 @@ def _start_all(seats: list[_Seat]) -> str:
         'for replica in "${replicas[@]}"; do',
         '  bash "$here/replicas/$replica" &',
         "done",
-        "wait -n  # the first that ends, ends all",
+        "wait",
         "",
     ]
     return "\n".join(lines)

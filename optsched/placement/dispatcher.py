@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,7 +22,7 @@ class Grant:
 
 
 class Dispatcher:
-    """Ask the placement policy at arrivals, prefill ends and releases; waiting conversations are served first come, first served.
+    """Ask the placement policy at arrivals, prefill ends and releases; each of its queues is served first come, first served.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ class Dispatcher:
         self._backlog_tokens = [0] * len(replicas)
         self._backlog_s = [0.0] * len(replicas)
         self._conversations = [0] * len(replicas)
-        self._waiting_prefill: deque[ConversationView] = deque()
-        self._waiting_decode: deque[ConversationView] = deque()
+        self._waiting_prefill: defaultdict[int, deque[ConversationView]] = defaultdict(deque)
+        self._waiting_decode: defaultdict[int, deque[ConversationView]] = defaultdict(deque)
         self._view: dict[int, ConversationView] = {}
         self._prefill: dict[int, int] = {}
         self._decode: dict[int, int] = {}
@@ -84,7 +84,7 @@ class Dispatcher:
         """
         self._refuse_what_nobody_holds(conversation)
         self._view[conversation.index] = timed = self._with_times(conversation)
-        self._waiting_prefill.append(timed)
+        self._waiting_prefill[self._policy.queue(timed)].append(timed)
         return self._serve(now_s)
 
     def _refuse_what_nobody_holds(self, conversation: ConversationView) -> None:
@@ -102,7 +102,8 @@ class Dispatcher:
         self._end_work(conversation)
         if conversation in self._decode:
             return [Grant("decode", conversation, self._decode[conversation]), *self._serve(now_s)]
-        self._waiting_decode.append(self._view[conversation])
+        view = self._view[conversation]
+        self._waiting_decode[self._policy.queue(view)].append(view)
         return self._serve(now_s)
 
     def later_turn(
@@ -196,7 +197,7 @@ class Dispatcher:
             self._release(conversation.index)
         for conversation in reversed(conversations):
             self._view[conversation.index] = timed = self._with_times(conversation)
-            self._waiting_prefill.appendleft(timed)
+            self._waiting_prefill[self._policy.queue(timed)].appendleft(timed)
         return self._serve(now_s)
 
     def decoder_of(self, conversation: int) -> int | None:
@@ -205,7 +206,7 @@ class Dispatcher:
 
     def waiting(self) -> int:
         """Return how many conversations wait for a replica."""
-        return len(self._waiting_prefill) + len(self._waiting_decode)
+        return sum(len(queue) for queues in (self._waiting_prefill, self._waiting_decode) for queue in queues.values())
 
     def view(self, now_s: float) -> FleetView:
         """Return what is observable now; replicas that died hold nothing."""
@@ -224,8 +225,8 @@ class Dispatcher:
     def _release(self, conversation: int) -> None:
         if conversation not in self._decode:  # it may still be in a queue
             view = self._view.get(conversation)
-            for waiting in (self._waiting_prefill, self._waiting_decode):
-                if view is not None and view in waiting:
+            for queues in (self._waiting_prefill, self._waiting_decode):
+                if view is not None and view in (waiting := queues[self._policy.queue(view)]):
                     waiting.remove(view)
         self._end_work(conversation)
         self._prefill.pop(conversation, None)
@@ -283,25 +284,33 @@ class Dispatcher:
 
     def _serve(self, now_s: float) -> list[Grant]:
         grants: list[Grant] = []
-        while self._waiting_decode:
-            conversation = self._waiting_decode[0]
+        for queue in self._waiting_decode.values():
+            grants += self._serve_decodes(queue, now_s)
+        for queue in self._waiting_prefill.values():
+            grants += self._serve_prefills(queue, now_s)
+        return grants
+
+    def _serve_decodes(self, queue: deque[ConversationView], now_s: float) -> Iterator[Grant]:
+        while queue:
+            conversation = queue[0]
             decode = self._policy.decode(conversation, self.view(now_s), self._prefill[conversation.index])
             if decode is None:
                 break
-            self._waiting_decode.popleft()
+            queue.popleft()
             self._reserve(conversation, decode)
-            grants.append(Grant("decode", conversation.index, decode))
-        while self._waiting_prefill:
-            conversation = self._waiting_prefill[0]
+            yield Grant("decode", conversation.index, decode)
+
+    def _serve_prefills(self, queue: deque[ConversationView], now_s: float) -> Iterator[Grant]:
+        while queue:
+            conversation = queue[0]
             route = self._policy.prefill(conversation, self.view(now_s))
             if route is None:
                 break
-            self._waiting_prefill.popleft()
+            queue.popleft()
             self._begin_work(conversation.index, route.prefill, conversation.first_turn_tokens, 0)
             if route.decode is not None:
                 self._reserve(conversation, route.decode)
-            grants.append(Grant("prefill", conversation.index, route.prefill))
-        return grants
+            yield Grant("prefill", conversation.index, route.prefill)
 
     def _reserve(self, conversation: ConversationView, decode: int) -> None:
         tokens = min(self._policy.reservation(conversation), self._kv_tokens[decode])

@@ -184,6 +184,10 @@ class PlacementPolicy(Protocol):
         """Return the tokens of KV cache to reserve on the decoder."""
         ...
 
+    def queue(self, conversation: ConversationView) -> int:
+        """Name the queue that the conversation stands in where it has to wait; who waits holds up those behind it there."""
+        ...
+
     def later_turn(self, turn: TurnView, fleet: FleetView) -> Away | None:
         """Choose where a later turn's prompt is computed; None: where its cache is."""
         ...
@@ -198,6 +202,10 @@ class Whole:
     def per_turn(self) -> bool:
         """Later turns never leave."""
         return False
+
+    def queue(self, conversation: ConversationView) -> int:
+        """Stand in the one queue of all."""
+        return 0
 
     def later_turn(self, turn: TurnView, fleet: FleetView) -> Away | None:
         """Stay."""

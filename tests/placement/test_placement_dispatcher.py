@@ -99,6 +99,33 @@ def test_optimised_conversations_go_where_they_were_assigned(jobs, data) -> None
     assert clock.placed == {c: d for c, (_, d) in assignments.items()}
 
 
+def test_who_waits_for_a_full_decoder_holds_up_only_those_assigned_to_it() -> None:
+    replicas = [replica(0, "mixed", kv_blocks=25), replica(1, "mixed", kv_blocks=25)]
+    dispatcher = Dispatcher(Optimised({0: (0, 0), 1: (0, 0), 2: (1, 1), 3: (0, 0)}), replicas, 16, 64)
+    first, large, elsewhere, small = (ConversationView(c, 0.0, tokens, tokens) for c, tokens in enumerate([300, 200, 200, 50]))
+    assert dispatcher.arrive(0.0, first) == [Grant("prefill", 0, 0)]
+    assert dispatcher.arrive(0.1, large) == []
+    assert dispatcher.arrive(0.2, elsewhere) == [Grant("prefill", 2, 1)]
+    assert dispatcher.arrive(0.3, small) == []  # it would fit, but the large one came first
+    assert dispatcher.waiting() == 2
+    assert dispatcher.prefilled(1.0, 0) == [Grant("decode", 0, 0)]
+    assert dispatcher.finished(2.0, 0) == [Grant("prefill", 1, 0), Grant("prefill", 3, 0)]
+    assert dispatcher.waiting() == 0
+
+
+def test_who_is_lost_while_waiting_leaves_its_own_queue() -> None:
+    replicas = [replica(0, "mixed", kv_blocks=25), replica(1, "mixed", kv_blocks=25)]
+    dispatcher = Dispatcher(Optimised({0: (0, 0), 1: (1, 1), 2: (1, 1)}), replicas, 16, 64)
+    views = [ConversationView(c, 0.0, 300, 300) for c in range(3)]
+    for view in views:
+        dispatcher.arrive(0.0, view)
+    assert dispatcher.waiting() == 1
+    assert dispatcher.lost(1.0, 0, [views[0], views[2]]) == [Grant("prefill", 0, 1)]
+    assert dispatcher.waiting() == 1
+    assert dispatcher.prefilled(2.0, 1) == [Grant("decode", 1, 1)]
+    assert dispatcher.finished(3.0, 1) == [Grant("prefill", 2, 1)]
+
+
 def test_a_conversation_that_no_pool_can_hold_is_refused() -> None:
     dispatcher = Dispatcher(ConServe(), [replica(0, "prefill", kv_blocks=999), replica(1, "decode", kv_blocks=25)], 16, 64)
     with pytest.raises(InfeasibleError, match="Conversation 3 needs 401 tokens of KV cache; the largest decoder holds 400"):

@@ -14,7 +14,8 @@ from optsched.placement.view import ConversationView, FleetView, Pinned, Replica
 class Optimised(Pinned):
     """Send conversations to the replicas that an offline plan gave them; it knew arrivals and lengths, and says so.
 
-    A conversation whose replica has died goes to the least backlogged prefiller, or the decoder of most free KV cache.
+    Each decoder has a queue of its own, as when the plan was timed. A conversation whose replica has died goes to the least
+    backlogged prefiller, or the decoder of most free KV cache.
 
     Parameters
     ----------
@@ -32,6 +33,10 @@ class Optimised(Pinned):
     def reservation(self, conversation: ConversationView) -> int:
         """Return the tokens of KV cache to reserve on the decoder: the peak context."""
         return conversation.peak_tokens
+
+    def queue(self, conversation: ConversationView) -> int:
+        """Wait for the assigned decoder only: the plan let nobody wait for another's."""
+        return self._assigned(conversation)[1]
 
     def prefill(self, conversation: ConversationView, fleet: FleetView) -> Route | None:
         """Return the assigned replicas; one that does both is reserved before the prefill, another when that has ended.

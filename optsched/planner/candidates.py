@@ -12,12 +12,15 @@ from optsched.errors import InfeasibleError
 from optsched.placement.policies import ALL_MIXED
 from optsched.planner.replicas import smallest_tp
 
+EITHER = frozenset({"adaptive", "optimised"})
+"""Placement policies that run on mixed replicas as well as on prefillers and decoders."""
+
 
 def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, ...]]:
     """Return the fleets that a placement policy may run on.
 
-    A fixed ``[[fleet]]`` is kept, but with all roles mixed for the policies that mix them. Otherwise all GPUs of the
-    supply are used, with the fewest GPUs per replica that hold the llm.
+    A fixed ``[[fleet]]`` is kept, but with all roles mixed for the policies that mix them (for ``adaptive`` either way).
+    Otherwise all GPUs of the supply are used, with the fewest GPUs per replica that hold the llm.
 
     Raises
     ------
@@ -27,12 +30,13 @@ def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, 
     if scenario.fleet:
         if policy not in ALL_MIXED:
             return [scenario.fleet]
-        return [tuple(entry.replace(role="mixed", max_batched_tokens=None) for entry in scenario.fleet)]
+        mixed = tuple(entry.replace(role="mixed", max_batched_tokens=None) for entry in scenario.fleet)
+        return [mixed] if policy not in EITHER or mixed == scenario.fleet else [mixed, scenario.fleet]
     sizes = _replica_counts(scenario, llm)
     found: list[tuple[FleetEntry, ...]] = []
-    if policy in ALL_MIXED or policy == "optimised":
+    if policy in ALL_MIXED or policy in EITHER:
         found.extend(tuple(fleet) for fleet in _mixed(scenario, sizes))
-    if policy not in ALL_MIXED:
+    if policy not in ALL_MIXED or policy in EITHER:
         found.extend(tuple(fleet) for fleet in _split(scenario, sizes))
     if not found:
         raise InfeasibleError(

@@ -84,7 +84,7 @@ def plan_scenario(
     clock
         Clock of the predicted figures.
     progress
-        Called with the fleets (for policy ``adaptive`` the settings) simulated so far and their number.
+        Called with the fleets (for policy ``adaptive`` the simulations of settings) simulated so far and their number.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def plan_scenario(
     drafts, bounds = _most_promising(drafts, workload, scenario.objective.minimise[0])
     tried = min(len(drafts), MAX_SIMULATED)
     if name == "adaptive":
-        drafts = tuned(drafts[:MAX_SIMULATED], workload, lambda draft, metrics: rank(scenario, draft, metrics), progress)
+        drafts = tuned(drafts[:MAX_SIMULATED], lambda draft, metrics: rank(scenario, draft, metrics), progress)
         progress = None
     best: _Candidate | None = None
     failure: OptschedError | None = None

@@ -1,201 +1,168 @@
-"""Policy ``adaptive`` against its rivals, true clock: ``python tests/benchmarks/bench_adaptive.py`` prints the tables.
+"""Policies ``adaptive`` and ``optimised`` against eight rivals, true clock: ``python tests/benchmarks/bench_adaptive.py``.
 
-The conversations of ConServe's evaluation (arXiv 2606.01839) on four A40, each of six offered rates. Per rate and rival, a setting
-of ``adaptive`` with ``paced`` (`optsched.planner.tune`, caps 200, 250 and 300 W) is chosen on `TUNING` arrivals, and both are run
-on the `UNSEEN` ones. The trace is ``$OPTSCHED_DATA/conserve/trace_profile_summary.csv``; without it, the packaged recipe.
+Four A40, the conversations of ConServe's evaluation, each of six offered rates (`adaptive_runs` says who is run on what). Per rate
+and rival, a setting of ``adaptive`` is chosen on the `TUNING` arrivals and measured on the `UNSEEN` ones. ``optimised`` knows
+lengths and arrivals, so its point is chosen on the `UNSEEN` arrivals themselves, and says so. With ``--journal`` a run that was
+stopped goes on where it was; remove the file when the code has changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from adaptive_runs import (
+    ANY,
+    EACH,
+    FIGURES,
+    FOUR,
+    KJ,
+    KJ_ON,
+    NEAR,
+    P95,
+    SHOWN,
+    THREE,
+    Contender,
+    Figures,
+    Runs,
+    clairvoyant,
+    online,
+    rivals,
+    trace,
+)
 from scipy.stats import t as student
-
-from optsched import catalog
-from optsched.domain.accounting import measure_plan
-from optsched.domain.plan import Plan
-from optsched.domain.scenario import FleetEntry, LatencyTarget, PlacementPolicyName, Role, Scenario, Slo
-from optsched.domain.standalone import standalone_latency
-from optsched.planner.plan import plan_scenario
-from optsched.planner.replan import with_batching, with_policy, with_workload
-from optsched.planner.tune import settings
-from optsched.simulator.simulate import simulate
-from optsched.traces.loading import load_workload
 
 RATES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 LOW_RATES = (0.5, 0.75)
 """Those at which fewer than four GPUs are tried."""
-TUNING = (101, 102, 103)
-UNSEEN = (1, 2, 3, 4, 5)
-CAPS_W = (200.0, 250.0, 300.0)
-RIVALS: tuple[PlacementPolicyName, ...] = ("collocated", "full-disaggregation", "per-turn-emulated", "conserve")
-FIGURES = (
-    "p95", "kJ", "kJ on", "p99", "max", "TBT p95", "E2E p95", "TTFET %", "TBT %", "E2E %", "any %", "makespan",
-)  # fmt: skip
-P95, KJ, KJ_ON, ANY, EACH = 0, 1, 2, 10, (7, 8, 9)
-Figures = Float64[np.ndarray, "seeds figures"]
-
-
-def scenario(fleet: Sequence[tuple[Role, int, float]]) -> Scenario:
-    """Return ConServe's scenario on a fleet of (role, count, cap), with targets of five times the standalone latency."""
-    asked, five = catalog.scenario("swe-agent-a40-conserve"), LatencyTarget(percentile=95, standalone_factor=5)
-    entries = tuple(
-        FleetEntry(
-            gpu="a40", power_cap_w=cap, role=role, count=count, max_batched_tokens=8192 if role == "prefill" else None
-        )
-        for role, count, cap in fleet
-    )  # fmt: skip
-    supply = {"a40": asked.supply["a40"].replace(power_caps_w=CAPS_W)}
-    return asked.replace(slo=Slo(ttfet=five, tbt=five, e2e=five), supply=supply, fleet=entries)
-
-
-def trace() -> Path | None:
-    """Return the real trace's path, if there is one."""
-    path = Path(os.environ.get("OPTSCHED_DATA", "")) / "conserve" / "trace_profile_summary.csv"
-    return path if "OPTSCHED_DATA" in os.environ and path.is_file() else None
+TUNING = (101, 102, 103, 104, 105)
+UNSEEN = (6, 7, 8, 9, 10)
+"""Seeds 1 to 5 were looked at while the rule by which settings are chosen was made."""
+FIRST = 1
+"""Tuning arrivals that every setting is run with; the `SHORTLIST` best by each of two orders are run with all."""
+SHORTLIST = 6
+SIXTH, STRICTLY = 2.0, 0.10
+"""At that rate an axis has to be better by that much."""
 
 
 @cache
-def rival(policy: PlacementPolicyName, decode_w: float) -> Plan:
-    """Return a rival's plan: one prefiller at 300 W, three decoders at `decode_w`; the same GPUs, all mixed, if it mixes."""
-    return plan_scenario(scenario([("prefill", 1, 300.0), ("decode", 3, decode_w)]), trace=trace(), policy=policy).plan
-
-
-@cache
-def points() -> tuple[Plan, ...]:
-    """Return every setting of ``adaptive``, on four or three GPUs of one cap."""
-    found: list[Plan] = []
-    for count in (4, 3):
-        for cap in CAPS_W:
-            plain = plan_scenario(scenario([("mixed", count, cap)]), trace=trace(), policy="collocated").plan
-            draft = with_batching(with_policy(plain, "adaptive"), "paced")
-            # Decodes gather at the default of ``start_s``: half of the grid.
-            found += [p for p in settings(draft, load_workload(draft.workload)) if "start_s" not in p.placement.parameters]
-    return tuple(found)
-
-
-def name_of(plan: Plan) -> str:
-    """Return what distinguishes a point of ours."""
-    own, pace = plan.placement.parameters, plan.batching.parameters
-    paced = f"{1e3 * pace['pace_s']:.0f} ms above {pace['above_share']:.0%}" if pace["pace_s"] else "not paced"
-    held = f", held at {1e3 * own['longest_step_s']:.0f} ms" if "longest_step_s" in own else ""
-    return f"{len(plan.replicas)} x {plan.replicas[0].power_cap_w:.0f} W, {paced}{held}"
-
-
-@cache
-def run(key: tuple[str, int], rate: float, seed: int) -> tuple[float, ...]:
-    """Return the `FIGURES` of one execution; `key`: a rival's policy and decode cap, or "" and the number of a point."""
-    plan = points()[key[1]] if key[0] == "" else rival(key[0], float(key[1]))  # type: ignore[arg-type]
-    plan = with_workload(plan, trace(), rate, seed)
-    workload = load_workload(plan.workload)
-    log = simulate(plan, workload, record_steps=False)
-    m = measure_plan(plan, log, workload)
-    alone = standalone_latency(workload, plan.slo.standalone.coefficients, plan.slo.standalone.max_batched_tokens)
-    ttfet_s = log.first_token_s[workload.first_turn[1:] - 1] - log.arrival_s[workload.first_turn[:-1]]
-    idle_w = np.array([replica.coefficients.idle_w for replica in plan.replicas])
-    assert log.dynamic_j is not None
-    assert m.energy_j is not None
-    unused_w = (4 - len(plan.replicas)) * idle_w.mean()
-    off_w = float(idle_w[log.dynamic_j == 0].sum())
-    n, missed = m.normalised, m.slo_violations
-    found = (
-        n.ttfet.p95, (m.energy_j + unused_w * m.makespan_s) / 1e3, (m.energy_j - off_w * m.makespan_s) / 1e3, n.ttfet.p99,
-        (ttfet_s / alone.ttfet_s).max(), n.last_turn_tbt.p95, n.e2e.p95, 100 * missed["ttfet"], 100 * missed["tbt"],
-        100 * missed["e2e"], 100 * (1 - m.slo_attainment), m.makespan_s,
-    )  # fmt: skip
-    return tuple(float(value or 0.0) for value in found)
-
-
-def figures(key: tuple[str, int], rate: float, seeds: Sequence[int]) -> Figures:
-    """Return the figures of some arrivals."""
-    return np.array([run(key, rate, seed) for seed in seeds])
-
-
-def choose(rate: float, theirs: Figures, energy: int) -> int:
-    """Return the point that beats a rival on the tuning arrivals by the largest margin in either axis.
-
-    Points that are worse in an axis, or miss more targets, come after all that are not, by how much they are.
-    """
-    mean = theirs.mean(axis=0)
-
-    def order(point: int) -> tuple[float, float]:
-        ours = figures(("", point), rate, TUNING).mean(axis=0)
-        p95, joules = ours[P95] / mean[P95], ours[energy] / mean[energy]
-        worse = max(0.0, p95 - 1) + max(0.0, joules - 1) + sum(max(0.0, ours[i] - mean[i]) for i in (*EACH, ANY)) / 100
-        return worse, p95 * joules
-
-    numbers = [i for i, plan in enumerate(points()) if energy == KJ_ON or len(plan.replicas) == 4]
-    return min(numbers, key=order)
+def points(foreseen: bool, count: int) -> tuple[Contender, ...]:
+    """Return our points on so many GPUs."""
+    fleets = FOUR if count == 4 else THREE
+    return tuple(clairvoyant(fleets) if foreseen else online(fleets))
 
 
 def interval(ours: Figures, theirs: Figures, column: int) -> tuple[float, float]:
     """Return the mean of ours over theirs less 1, and half of its 95 % interval over the arrivals, paired."""
     ratio = ours[:, column] / theirs[:, column] - 1
+    if len(ratio) == 1:
+        return float(ratio[0]), float("inf")
     half = student.ppf(0.975, len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio))
     return float(ratio.mean()), float(half)
 
 
-def verdict(ours: Figures, theirs: Figures, energy: int) -> str:
-    """Say which of the two axes are no worse within the interval, and whether no more targets are missed."""
+def more_missed(ours: Figures, theirs: Figures, columns: Sequence[int]) -> float:
+    """Return by how much our figures in some columns exceed those of the targets that a rival misses, in percent, added up."""
+    mine, other = ours.mean(axis=0), theirs.mean(axis=0)
+    excess = sum(max(0.0, float(mine[i] - other[j])) for i, j in zip(columns, (*EACH, ANY), strict=False))
+    return round(excess, 9)
+
+
+def behind(ours: Figures, theirs: Figures, energy: int, rate: float, lenient: bool) -> float:
+    """Return by how much we are worse in the axes (if lenient, beyond the interval), and short of what is wanted at the sixth rate."""
     axes = [interval(ours, theirs, column) for column in (P95, energy)]
-    weak = all(mean - half <= 0 for mean, half in axes)
-    strict = weak and min(mean for mean, _ in axes) <= -0.10
-    more = [FIGURES[i] for i in (*EACH, ANY) if ours[:, i].mean() > theirs[:, i].mean() + 1e-9]
+    worse = sum(max(0.0, mean - (half if lenient else 0.0)) for mean, half in axes)
+    return round(worse + (max(0.0, min(mean for mean, _ in axes) + STRICTLY) if rate == SIXTH else 0.0), 9)
+
+
+def order(ours: Figures, theirs: Figures, energy: int, rate: float, lenient: bool) -> tuple[float, float, float, float]:
+    """Rank a point against a rival, the best least.
+
+    By the targets that it misses more often; by how much it is behind in the axes; by the targets that it would miss more often if
+    they were a tenth shorter, as other arrivals may have it; then by both axes.
+    """
+    p95, joules = (1 + interval(ours, theirs, i)[0] for i in (P95, energy))
+    missed, near = more_missed(ours, theirs, (*EACH, ANY)), more_missed(ours, theirs, NEAR)
+    return missed, behind(ours, theirs, energy, rate, lenient), near, p95 * joules
+
+
+def choose(runs: Runs, rate: float, rival: Contender, energy: int, foreseen: bool) -> Contender:
+    """Return our best point against a rival: on the tuning arrivals, or if it knows the unseen ones, on those."""
+    among = {p.name: p for count in ((4,) if energy == KJ else (4, 3)) for p in points(foreseen, count)}
+
+    def ranks(names: Iterable[str], seeds: Sequence[int], lenient: bool = False) -> dict[str, tuple[float, float, float, float]]:
+        theirs = runs.figures(rival, rate, seeds)
+        return {name: order(runs.figures(among[name], rate, seeds), theirs, energy, rate, lenient) for name in names}
+
+    shortlist = set(among)
+    if not foreseen:
+        first = ranks(among, TUNING[:FIRST])
+        cautious = sorted(among, key=lambda name: (first[name][0], first[name][2], first[name][1], first[name][3]))
+        shortlist = {*sorted(among, key=lambda name: first[name])[:SHORTLIST], *cautious[:SHORTLIST]}
+    last = ranks(shortlist, UNSEEN) if foreseen else ranks(shortlist, TUNING, lenient=True)
+    return among[min(last, key=lambda name: (last[name], name))]
+
+
+def verdict(ours: Figures, theirs: Figures, energy: int, foreseen: bool) -> str:
+    """Say which of the two axes are no worse (online: within the interval), and whether no more targets are missed."""
+    if np.allclose(ours[:, :SHOWN], theirs[:, :SHOWN]):
+        return "= rival"
+    axes = [interval(ours, theirs, column) for column in (P95, energy)]
+    weak = all(mean - (0 if foreseen else half) <= 1e-9 for mean, half in axes)
+    strict = weak and min(mean for mean, _ in axes) <= -STRICTLY
+    more = [
+        f"{FIGURES[i]} {ours[:, i].mean():.2g} for {theirs[:, i].mean():.2g}"
+        for i in (*EACH, ANY) if ours[:, i].mean() > theirs[:, i].mean() + 1e-9
+    ]  # fmt: skip
     word = "by 10 %" if strict else "yes" if weak else "**no**"
     return word + (f"; more missed: {', '.join(more)}" if more else "")
 
 
-def row(name: str, found: Figures) -> str:
-    """Return a line of means."""
-    return f"| {name} | " + " | ".join(f"{value:.4g}" for value in found.mean(axis=0)) + " |"
+def table(runs: Runs, rate: float, energy: int, foreseen: bool) -> dict[tuple[float, str], Contender]:
+    """Print a rate's rows of one table: all GPUs billed, or only those on; return who is in them."""
+    found: dict[tuple[float, str], Contender] = {}
+    for rival in rivals():
+        point = choose(runs, rate, rival, energy, foreseen)
+        ours, theirs = runs.figures(point, rate, UNSEEN), runs.figures(rival, rate, UNSEEN)
+        versus = ["{:+.1%} ± {:.1%}".format(*interval(ours, theirs, column)) for column in (P95, energy)]
+        shown = [f"{x[:, i].mean():.3g}" for x in (theirs, ours) for i in (P95, energy, ANY)]
+        print(
+            f"| {rate} | {rival.name} | {' | '.join(shown[:3])} | {point.name} | {' | '.join(shown[3:])} | {' | '.join(versus)} "
+            f"| {verdict(ours, theirs, energy, foreseen)} |",
+            flush=True,
+        )
+        found |= {(rate, who.name): who for who in (point, rival)}
+    return found
 
 
-def table(energy: int, rates: Sequence[float]) -> None:
-    """Print one table: all GPUs billed, or only those on."""
-    print(
-        f"\n| rate | rival | p95 | {FIGURES[energy]} | any % | ours | p95 | {FIGURES[energy]} | any % | p95 vs | kJ vs | dominated |"
-    )
-    print("|" + "---|" * 12)
-    for rate in rates:
-        for policy in RIVALS:
-            for decode_w in (300, 200):
-                key = (policy, decode_w)
-                point = choose(rate, figures(key, rate, TUNING), energy)
-                ours, theirs = figures(("", point), rate, UNSEEN), figures(key, rate, UNSEEN)
-                versus = ["{:+.1%} ± {:.1%}".format(*interval(ours, theirs, column)) for column in (P95, energy)]
-                shown = [f"{x[:, i].mean():.3g}" for x in (theirs, ours) for i in (P95, energy, ANY)]
-                print(
-                    f"| {rate} | {policy} {decode_w} | {' | '.join(shown[:3])} | {name_of(points()[point])} | "
-                    f"{' | '.join(shown[3:])} | {' | '.join(versus)} | {verdict(ours, theirs, energy)} |",
-                    flush=True,
-                )
-                CHOSEN.add((rate, ("", point)))
-                CHOSEN.add((rate, key))
-
-
-CHOSEN: set[tuple[float, tuple[str, int]]] = set()
+def heading(*names: str) -> None:
+    """Print the first two lines of a table."""
+    print(f"\n| {' | '.join(names)} |\n|{'---|' * len(names)}")
 
 
 def main() -> None:
-    """Print both tables, and every figure of what is in them."""
+    """Print for both kinds of points the tables, and every figure of what is in them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="offered rates of the first table")
     parser.add_argument("--low-rates", type=float, nargs="*", default=LOW_RATES, help="of the second, three GPUs tried, too")
+    parser.add_argument("--journal", type=Path, help="file that keeps the figures of every execution")
     asked = parser.parse_args()
+    runs, listed = Runs(asked.journal), dict[tuple[float, str], Contender]()
     print(f"{'trace' if trace() else 'recipe swe-agent'}, arrivals {UNSEEN}, tuned on {TUNING}", file=sys.stderr)
-    table(KJ, asked.rates)
-    table(KJ_ON, asked.low_rates)
-    print(f"\n| rate, who | {' | '.join(FIGURES)} |")
-    print("|" + "---|" * (len(FIGURES) + 1))
-    for rate, key in sorted(CHOSEN):
-        print(row(f"{rate}, {name_of(points()[key[1]]) if key[0] == '' else f'{key[0]} {key[1]}'}", figures(key, rate, UNSEEN)))
+    for energy, rates in ((KJ, asked.rates), (KJ_ON, asked.low_rates)):
+        for foreseen in (False, True):
+            ours = "optimised (knows lengths and arrivals)" if foreseen else "adaptive"
+            heading("rate", "rival", "p95", FIGURES[energy], "any %", ours, "p95", FIGURES[energy], "any %", "p95 vs", "kJ vs", "dominated")  # fmt: skip
+            for rate in rates:
+                listed |= table(runs, rate, energy, foreseen)
+    heading("rate, who", *FIGURES[:SHOWN])
+    for (rate, name), who in sorted(listed.items(), key=lambda pair: pair[0]):
+        means = runs.figures(who, rate, UNSEEN).mean(axis=0)[:SHOWN]
+        print(f"| {rate}, {name} | " + " | ".join(f"{value:.4g}" for value in means) + " |")
 
 
 if __name__ == "__main__":

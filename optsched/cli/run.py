@@ -29,9 +29,14 @@ def run(
     patience_s: float = 120.0,
     log: Path | None = None,
     timeline: Path | None = None,
+    weights: Path | None = None,
+    chat: Path | None = None,
+    answer_tokens: int = 64,
     json: bool = False,
 ) -> None:
     """Execute a plan on real torch workers and compare with the prediction.
+
+    With --chat it answers the conversations of a file instead of those that the plan was made for.
 
     Parameters
     ----------
@@ -52,6 +57,13 @@ def run(
         Write the execution log to this Parquet file.
     timeline
         Draw what each replica did for which conversation, and how full its cache was, to this .svg or .html file.
+    weights
+        Weights to run with, in place of what the plan says: a .gguf file, or a folder of safetensors files.
+    chat
+        Answer the conversations of this file, one per line: {"messages": [{"role": "user", "content": "..."}]}.
+        The weights must be a .gguf file with a tokenizer.
+    answer_tokens
+        Cut answers after so many tokens.
     json
         Print one JSON object.
     """
@@ -66,14 +78,21 @@ def run(
 
     check_timeline(timeline)
     limit_s = positive("--time-limit-s", time_limit_s) or time_limit_s
+    silence_s = positive("--patience-s", patience_s) or patience_s
     plan = files.load_plan(plan_file)
-    workload = load_workload(plan.workload)
+    if weights is not None:
+        plan = plan.replace(llms=tuple(llm.replace(weights=str(weights)) for llm in plan.llms))
     check_device(device)
+    if chat is not None:
+        from optsched.cli.answers import answer_file
+
+        answer_file(plan, chat, answer_tokens, device, limit_s, silence_s, log, json=json)
+        return
+    workload = load_workload(plan.workload)
     if text := busy_warning():
         warn(text)
     from optsched.runtime.cluster import RunInterrupted, WorkerLostError, execute
 
-    silence_s = positive("--patience-s", patience_s) or patience_s
     try:
         with progress("starting workers", total=workload.num_turns) as advance:
             observed_log = execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from optsched.domain.log import Event, ExecutionLog
@@ -111,7 +112,38 @@ def execute(
     RunInterrupted
         If Ctrl-C is pressed after that.
     """
-    setups = worker_setups(plan, workload, seed, device, patience_s)
+    log, _ = run_plan(
+        plan, workload, seed=seed, device=device, backend=backend, time_limit_s=time_limit_s, patience_s=patience_s,
+        progress=progress,
+    )  # fmt: skip
+    return log
+
+
+def run_plan(
+    plan: Plan,
+    workload: Workload,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    backend: Backend = "local",
+    time_limit_s: float = 3600.0,
+    patience_s: float = PATIENCE_S,
+    progress: Progress | None = None,
+    prompts: Prompts | None = None,
+    stops: tuple[int, ...] = (),
+    double: bool = False,
+) -> tuple[ExecutionLog, Observation]:
+    """Do as `execute`, with given prompts (None: drawn ones), tokens that end a turn early, and in float64 if `double`.
+
+    Returns
+    -------
+    tuple
+        The log, and with it the output tokens.
+    """
+    setups = [
+        replace(setup, double=double, limits=replace(setup.limits, stops=stops))
+        for setup in worker_setups(plan, workload, seed, device, patience_s)
+    ]
     launcher: Launcher = LocalProcesses()
     if backend == "ray":
         from optsched.runtime.ray_actors import RayActors
@@ -121,7 +153,8 @@ def execute(
     elif device == "cpu":
         refuse_what_memory_cannot_hold(plan)
     with Fleet(setups, launcher) as fleet:
-        return _Run(plan, workload, fleet, seed, device, patience_s).to_the_end(time_limit_s, progress)
+        run = _Run(plan, workload, fleet, seed, device, patience_s, prompts)
+        return run.to_the_end(time_limit_s, progress), run.observed
 
 
 class _Run:

@@ -41,6 +41,7 @@ from optsched.runtime.prompts import Prompts
 
 Array = np.ndarray
 ARRIVAL, TURN = 0, 1
+_NOTHING: Int64[Array, " 0"] = np.zeros(0, np.int64)
 _MOST_LOOSENED = 20  # without a turn that ended: what waits then waits for ever
 
 
@@ -168,17 +169,17 @@ class Courses:
         if everything and (number or emitted):
             tokens = self._said(turn)
         elif not self._prompts.drawn:
-            tokens = self._prompts.of(conversation, number, new)
+            tokens = self._prompts.of(conversation, number, new, self._observed.outputs(turn - 1) if number else _NOTHING)
         last = turn + 1 == w.first_turn[conversation + 1]
-        arrival_s, outputs = float(self._observed.arrival_s[turn]), int(w.output_tokens[turn])
+        arrival_s, outputs = float(self._observed.arrival_s[turn]), int(self._observed.output_tokens[turn])
         return StartTurn(conversation, turn, number, arrival_s, new, outputs, last, stays, tokens=tokens, emitted=emitted)
 
     def _said(self, turn: int) -> Int64[Array, " n"]:
         """Return all tokens of a conversation up to those that are known of a turn."""
-        w, parts = self._workload, []
+        w, parts = self._workload, [_NOTHING]
         conversation = int(w.conversation_of_turn[turn])
         for number, each in enumerate(range(int(w.first_turn[conversation]), turn + 1)):
-            parts += [self._prompts.of(conversation, number, int(w.new_tokens[each])), self._observed.outputs(each)]
+            parts += [self._prompts.of(conversation, number, int(w.new_tokens[each]), parts[-1]), self._observed.outputs(each)]
         return np.concatenate(parts)
 
     def _apply(self, grants: list[Grant]) -> None:
@@ -218,7 +219,7 @@ class Courses:
             self.turn_due(course.due)
 
     def _is_over(self, turn: int) -> bool:
-        return bool(self._observed.emitted[turn] == self._workload.output_tokens[turn])
+        return bool(self._observed.emitted[turn] == self._observed.output_tokens[turn])
 
     def _leave_home(self, course: Course, news: Parked) -> None:
         """Have a later turn computed elsewhere: with its cache, if the policy says so and there is one."""
@@ -330,7 +331,7 @@ class Courses:
 
     def _place_again(self, conversation: int) -> None:
         w, turn = self._workload, self._courses[conversation].turn
-        said = int(w.context_before[turn] + w.new_tokens[turn] + self._observed.emitted[turn])
+        said = len(self._said(turn))
         arrival_s = float(self._observed.arrival_s[w.first_turn[conversation]])
         view = ConversationView(conversation, arrival_s, said, int(w.peak_tokens[conversation]))
         self._apply(self._dispatcher.again(self._now(), [view]))

@@ -17,7 +17,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How a replica batches; the names are those of `optsched.batching.state.Engine`."""
+    """How a replica batches; the names are those of `optsched.batching.state.Engine`. A token of `stops` ends a turn early."""
 
     policy: str
     block_tokens: int
@@ -29,6 +29,7 @@ class Limits:
     tbt_slo_s: float
     parameters: Float64[Array, " p"]
     law: Float64[Array, " L"] = field(default_factory=lambda: NO_LAW)
+    stops: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from optsched.domain.log import Event, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.errors import WorkerError
-from optsched.runtime.messages import Incident, Received, Report, Sent
+from optsched.runtime.messages import Incident, Received, Report, Sent, TurnEnded
 
 Array = np.ndarray
 
@@ -35,7 +35,7 @@ class Observation:
         self.token_id = np.full(int(self._offset[-1]), -1, np.int64)
         self.prefill_replica, self.decode_replica = np.full(turns, -1, np.int64), np.full(turns, -1, np.int64)
         self.granted_s = np.full(conversations, np.nan)
-        self.emitted = np.zeros(turns, np.int64)
+        self.emitted, self.output_tokens = np.zeros(turns, np.int64), workload.output_tokens.copy()
         self.admission_s = np.zeros(turns)
         self.events: list[Event] = []
         self.journals: list[list[Entry]] = [[] for _ in plan.replicas]
@@ -59,6 +59,8 @@ class Observation:
             elif isinstance(news, Received):
                 self.decode_replica[news.turn] = replica
                 self._moves[news.transfer] = (news.conversation, news.source, replica, news.end_s, news.num_bytes)
+            elif isinstance(news, TurnEnded):
+                self.output_tokens[news.turn] = self.emitted[news.turn]  # fewer than planned where a stop token came
             elif isinstance(news, Sent):
                 self._left_s[news.transfer] = news.start_s
 
@@ -88,7 +90,10 @@ class Observation:
     def log(self, seed: int, device: str) -> ExecutionLog:
         """Return the log; what has not happened (yet) is NaN."""
         workload, first = self._workload, self._workload.first_turn[:-1]
-        starts, ends = self._offset[:-1], self._offset[1:] - 1
+        starts = self._offset[:-1]
+        ends = starts + self.output_tokens - 1
+        numbers = np.arange(len(self.token_s)) - np.repeat(starts, workload.output_tokens)
+        put_out = numbers < np.repeat(self.output_tokens, workload.output_tokens)
         queue_s = np.zeros(workload.num_turns)
         prefill_only = np.array([replica.role == "prefill" for replica in self._plan.replicas])[self.prefill_replica[first]]
         queue_s[first] = np.where(prefill_only, self.start_s[first], self.granted_s) - self.arrival_s[first]
@@ -99,7 +104,7 @@ class Observation:
             arrival_s=self.arrival_s, start_s=self.start_s,
             first_token_s=self.token_s[starts], end_s=self.token_s[ends],
             prefill_replica=self.prefill_replica, decode_replica=self.decode_replica,
-            queue_s=queue_s, admission_s=self.admission_s, token_s=self.token_s,
+            queue_s=queue_s, admission_s=self.admission_s, token_s=self.token_s[put_out],
             steps=merge_steps(self._steps),
             transfers=Transfers(*(moves[:, i].astype(np.int64) for i in range(3)), *(moves[:, i] for i in range(3, 6))),
             dynamic_j=None,

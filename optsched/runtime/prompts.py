@@ -33,8 +33,8 @@ class Prompts(Protocol):
         """Whether workers draw the same ones from the run's seed by themselves."""
         ...
 
-    def of(self, conversation: int, turn: int, count: int) -> Int64[Array, " count"]:
-        """Return the prompt of one turn of a conversation, which has `count` tokens."""
+    def of(self, conversation: int, turn: int, count: int, before: Int64[Array, " o"]) -> Int64[Array, " n"]:
+        """Return the prompt of one turn of a conversation: of `count` tokens if it is drawn; what was put out before is known."""
         ...
 
 
@@ -52,6 +52,6 @@ class DrawnPrompts:
     def __init__(self, seed: int, vocab_size: int) -> None:
         self._seed, self._vocab_size = seed, vocab_size
 
-    def of(self, conversation: int, turn: int, count: int) -> Int64[Array, " count"]:
+    def of(self, conversation: int, turn: int, count: int, before: Int64[Array, " o"]) -> Int64[Array, " count"]:
         """Return the prompt of one turn of a conversation."""
         return prompt_tokens(self._seed, conversation, turn, count, self._vocab_size)

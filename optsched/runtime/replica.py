@@ -238,6 +238,9 @@ class Replica:
         requests.emitted[emitters] += 1
         requests.last_token_s[emitters] = end_s
         requests.new_tokens[emitters] = 1
+        if self.limits.stops:
+            stopped = emitters[np.isin(tokens, self.limits.stops)]
+            slots.output_tokens[stopped] = requests.emitted[stopped]
         over = requests.emitted[emitters] == slots.output_tokens[emitters]
         prefilled = slots.fresh[emitters]
         slots.fresh[emitters] = False

@@ -33,9 +33,8 @@ from optsched.runtime.messages import (
     Unreceived,
     Zero,
 )
-from optsched.runtime.model.huggingface import load_folder
+from optsched.runtime.model.loading import weights_of
 from optsched.runtime.model.transformer import Transformer
-from optsched.runtime.model.weights import random_weights
 from optsched.runtime.recorder import Clock, Recorder
 from optsched.runtime.replica import Replica
 
@@ -109,9 +108,7 @@ class Worker:
         self._setup, self._connection, self._busy = setup, connection, busy
         self._clock, self._recorder = Clock(), recorder
         llm, device, dtype = setup.llm, setup.device, torch.float64 if setup.double else None
-        weights = (
-            load_folder(llm, setup.weights, dtype, device) if setup.weights else random_weights(llm, setup.seed, dtype, device)
-        )
+        weights = weights_of(llm, setup.weights, setup.seed, dtype, device)
         self._model = Transformer(llm, weights)
         self._pool = BlockPool(llm, setup.kv_blocks, setup.limits.block_tokens, self._model.dtype, device)
         self._exchange = Exchange(setup, self._clock)

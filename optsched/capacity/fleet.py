@@ -36,6 +36,7 @@ coefficients near 1: solvers' absolute tolerances would otherwise let a few requ
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import pulp
@@ -71,8 +72,8 @@ class FleetFormulation:
         self.direct = {
             a for a in self.types if len(self.served[a]) == 1 and not problem.whole and not problem.request_cost[a].any()
         }
-        self.share = self._shares("share")
-        self.serve_every_class("", self.share, self.count)
+        self.share = self._shares("share", self.classes)
+        self.serve_every_class("", self.share, self.count, self.classes)
         self.keep_within_utilisation("", self.share, self.count)
         self.keep_within_limits()
         self.changed: dict[int, pulp.LpVariable] = {}
@@ -80,8 +81,8 @@ class FleetFormulation:
         self.keep_classes_whole()
         self.minimise_cost()
 
-    def _shares(self, name: str) -> Shares:
-        flowing = [(a, j) for a in self.types if a not in self.direct for j in self.served[a]]
+    def _shares(self, name: str, classes: Collection[int]) -> Shares:
+        flowing = [(a, j) for a in self.types if a not in self.direct for j in self.served[a] if j in classes]
         return {(a, j): self.program.add_variable(f"{name}_{a}_{j}", lowBound=0, upBound=1) for a, j in flowing}
 
     def _direct_share(self, a: int) -> float:
@@ -89,11 +90,20 @@ class FleetFormulation:
         share = 1 / self.problem.load(a, self.served[a][0])
         return share if self.category == pulp.LpContinuous else min(1.0, share)
 
-    def serve_every_class(self, prefix: str, shares: Shares, counts: Counts) -> None:
+    def _touched(self, failed: int) -> set[int]:
+        """Return the classes that a type serves, or that share a type with one of these, and so on."""
+        found = set(self.served[failed])
+        while True:
+            more = {j for a in self.types if found.intersection(self.served[a]) for j in self.served[a]}
+            if more <= found:
+                return found
+            found |= more
+
+    def serve_every_class(self, prefix: str, shares: Shares, counts: Counts, classes: Collection[int]) -> None:
         """Require that all requests of each class are prefilled, and decoded."""
         for stage, attribute in PER_CLASS.items():
             able = getattr(self.problem, attribute)
-            for j in self.classes:
+            for j in classes:
                 if self.problem.demand_per_s[j] == 0:
                     continue
                 terms = [(shares[a, j], 1.0) for a in able if (a, j) in shares]
@@ -153,8 +163,10 @@ class FleetFormulation:
         gone = self.program.add_variable(f"gone_{failed}", cat=pulp.LpBinary)
         self.program += left <= self.count[failed] - lost + lost * gone, f"left_{failed}"
         self.program += left <= most - most * gone, f"gone_{failed}"
-        shares, counts = self._shares(f"after_{failed}"), {**self.count, failed: left}
-        self.serve_every_class(f"after_{failed}_", shares, counts)
+        # What the failure does not touch is served as before.
+        touched = self._touched(failed)
+        shares, counts = self._shares(f"after_{failed}", touched), {**self.count, failed: left}
+        self.serve_every_class(f"after_{failed}_", shares, counts, touched)
         self.keep_within_utilisation(f"after_{failed}_", shares, counts)
 
     def extract_plan(self) -> FleetPlan:

@@ -121,7 +121,7 @@ def answer_of(scenario: Scenario, problem: CapacityProblem, found: Found) -> Cap
     served = replace(problem.problem, demand_per_s=problem.problem.demand_per_s * min(1.0, share * (1 - 1e-6)))
     used = _routed(served, counts)
     value = served.value(used)
-    bound = 0.0 if full is None else min(full.bound, value)
+    bound = 0.0 if full is None or share < 1 else min(full.bound, value)
     words = OBJECTIVES if problem.problem.follows is None else OVER_PERIODS
     gap = relative_gap(value, bound)
     shares = used.utilisation(served)

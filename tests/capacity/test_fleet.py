@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +15,6 @@ from optsched.capacity.problem import FleetPlan, FleetProblem
 from optsched.capacity.solve import FleetInfeasibleError, relaxed_value, solve_fleet
 from optsched.capacity.survival import fatal_failures
 from optsched.errors import InfeasibleError, ProblemError
-
-DATA = Path(os.environ.get("OPTSCHED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "planners"
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,36 +70,6 @@ def test_melange_s_example_costs_what_it_says_with_whole_buckets_and_less_when_t
     assert (whole.value, whole.plan.counts.tolist()) == (pytest.approx(6.70), [3, 1])
     assert (split.value, split.plan.counts.tolist()) == (pytest.approx(4.68), [1, 1])
     assert whole.status == split.status == "OPTIMAL"
-
-
-def inferno(name: str) -> FleetProblem:
-    path = DATA / f"inferno_{name}.json"
-    if not path.exists():
-        pytest.skip(f"no third-party data at {DATA}; set OPTSCHED_DATA")
-    data = json.loads(path.read_text())
-    rate, replicas, cost = np.array(data["rate"]), np.array(data["n"]), np.array(data["cost"])
-    pairs = np.argwhere(rate > 0)
-    types = len(pairs)
-    return FleetProblem(
-        classes=tuple(f"server-{i}" for i in range(len(rate))),
-        demand_per_s=np.array(data["lam"], float),
-        types=tuple(f"{i}-{a}" for i, a in pairs.tolist()),
-        roles=("mixed",) * types,
-        rate_per_s=np.array([[rate[i, a] if i == j else 0.0 for j in range(len(rate))] for i, a in pairs.tolist()]),
-        cost=np.array([cost[a] * replicas[i, a] for i, a in pairs.tolist()], float),
-        resources=tuple(f"kind-{k}" for k in range(len(data["avail"]))),
-        uses=np.array([[data["M"][k][a] * replicas[i, a] for k in range(len(data["avail"]))] for i, a in pairs.tolist()], float),
-        limits=np.array(data["avail"], float),
-    )
-
-
-@pytest.mark.parametrize(("name", "cost"), [("small", 37_929.0), ("large", 23_410.5)])
-def test_the_samples_of_inferno_are_solved_to_their_optimum(name: str, cost: float) -> None:
-    """A fleet of 37,924.5 for the small one, as solvers find it at their default tolerance, leaves 0.025 % of a server's requests out."""
-    answer = solve_fleet(inferno(name))
-    assert answer.value == pytest.approx(cost)
-    assert answer.status == "OPTIMAL"
-    assert np.allclose(answer.plan.routed_per_s.sum(axis=0), inferno(name).demand_per_s)
 
 
 @settings(max_examples=40, deadline=None)

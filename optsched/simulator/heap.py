@@ -14,7 +14,7 @@ STEP_END, TRANSFER_END, TURN_READY, ARRIVAL = 0, 1, 2, 3
 
 
 class Heap(NamedTuple):
-    """Events ordered by time, then kind, then order of insertion.
+    """Events ordered by time, then kind, then order of insertion (ends of steps: of their replicas).
 
     Attributes
     ----------
@@ -43,6 +43,8 @@ def _before(heap: Heap, a: int, b: int) -> bool:
         return bool(heap.time_s[a] < heap.time_s[b])
     if heap.kind[a] != heap.kind[b]:
         return bool(heap.kind[a] < heap.kind[b])
+    if heap.kind[a] == STEP_END and heap.subject[a] != heap.subject[b]:
+        return bool(heap.subject[a] < heap.subject[b])
     return bool(heap.order[a] < heap.order[b])
 
 

@@ -6,10 +6,11 @@ All events of one moment are processed, then Python is told what happened (`Outb
 from __future__ import annotations
 
 from optsched.compiled import lean
+from optsched.simulator.coast import wait_for_the_unserved
 from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first
 from optsched.simulator.queues import tell
 from optsched.simulator.state import ARRIVED, Engine, State
-from optsched.simulator.steps import end_step, start_step
+from optsched.simulator.steps import end_steps, start_step
 from optsched.simulator.turns import land, next_turn, start_turn
 
 DRAINED, TELL, FULL, PAUSED = 0, 1, 2, 3
@@ -22,32 +23,37 @@ def advance(state: State, engine: Engine, policy: int) -> int:
     replicas, heap = state.replicas, state.heap
     for _ in range(MOST_MOMENTS):
         for replica in range(len(replicas.woken)):
-            if replicas.woken[replica]:
+            if replicas.woken[replica] and replicas.tried_s[replica] != state.clock[0]:
                 start_step(state, engine, policy, replica)
+        wait_for_the_unserved(state, engine)
         if state.outbox.questions[0] > 0 or 2 * state.outbox.size[0] > len(state.outbox.kind):
             return TELL
+        while heap.size[0] > 0 and heap.kind[0] == STEP_END and heap.order[0] != replicas.due[heap.subject[0]]:
+            replicas.stale[heap.subject[0]] -= 1
+            drop_first(heap)
         if heap.size[0] == 0:
             return DRAINED
-        if engine.record_steps and state.steps.size[0] + len(replicas.woken) > len(state.steps.integers):
+        filled = state.steps.size[0] + state.steps.size[1]
+        if engine.record_steps and filled + len(replicas.woken) > len(state.steps.integers):
             return FULL
         now = heap.time_s[0]
         state.clock[0] = now
         while heap.size[0] > 0 and heap.time_s[0] == now:
-            kind, subject = heap.kind[0], heap.subject[0]
+            kind, subject, order = heap.kind[0], heap.subject[0], heap.order[0]
             drop_first(heap)
             if kind == STEP_END:
-                end_step(state, engine, subject)
+                end_steps(state, engine, subject, order)
             elif kind == TRANSFER_END:
                 land(state, subject, engine)
             elif kind == TURN_READY:
-                next_turn(state, subject, engine.direct >= 0)
+                next_turn(state, subject, engine)
             elif kind == ARRIVAL:
                 turn = state.turn[subject]
                 state.turns.arrival_s[turn] = now
                 state.requests.arrival_s[subject] = now
                 state.requests.last_token_s[subject] = now
                 if engine.direct >= 0:
-                    start_turn(state, subject, engine.direct, True)
+                    start_turn(state, engine, subject, engine.direct, True)
                 else:
                     tell(state.outbox, ARRIVED, subject)
         if state.outbox.questions[0] > 0 or 2 * state.outbox.size[0] > len(state.outbox.kind):

@@ -12,6 +12,7 @@ from optsched.domain.gaps import NUM_BINS, largest_needed
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.placement.step_time import pack
+from optsched.simulator.coast import MOST_STALE
 from optsched.simulator.heap import ARRIVAL, Heap, push
 from optsched.simulator.state import Engine, GapBook, Outbox, Prefixes, Replicas, State, StepBuffer, Turns
 
@@ -39,6 +40,11 @@ def _replicas(plan: Plan, conversations: int) -> Replicas:
         busy_on_host=np.zeros(max(1, len(hosts)), np.int64),
         blocked=np.zeros(count, np.int64),
         dynamic_j=np.zeros(count),
+        run=np.zeros(count, np.int64),
+        run_start_s=np.zeros(count),
+        due=np.full(count, -1, np.int64),
+        stale=np.zeros(count, np.int64),
+        tried_s=np.full(count, -1.0),
         law=law_rows(replicas),
     )
 
@@ -91,7 +97,9 @@ def _outbox(capacity: int) -> Outbox:
     return Outbox(kind, subject, replica, np.zeros(capacity), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
-def engine_of(plan: Plan, workload: Workload, direct: int | None, *, record_steps: bool, record_tokens: bool) -> Engine:
+def engine_of(
+    plan: Plan, workload: Workload, direct: int | None, *, per_turn: bool, coasts: bool, record_steps: bool, record_tokens: bool
+) -> Engine:
     """Return what stays the same during a simulation; `direct` is the replica of all conversations where no policy is asked."""
     parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
     return Engine(
@@ -105,8 +113,10 @@ def engine_of(plan: Plan, workload: Workload, direct: int | None, *, record_step
         record_steps=record_steps,
         record_tokens=record_tokens,
         direct=-1 if direct is None else direct,
+        per_turn=per_turn,
         steady=plan.batching.policy in STEADY,
         eager=plan.batching.policy not in PACING,
+        coasts=coasts,
         concurrency=workload.concurrency or 0,
         prefixes=plan.engine.prefix_caching and workload.prefix_blocks is not None,
     )
@@ -115,7 +125,7 @@ def engine_of(plan: Plan, workload: Workload, direct: int | None, *, record_step
 def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tokens: bool) -> State:
     """Lay out a simulation of a workload on a plan's replicas at time 0, with all arrivals in the heap."""
     conversations, count = workload.num_conversations, len(plan.replicas)
-    heap = Heap.empty(2 * conversations + count + 8)
+    heap = Heap.empty(2 * conversations + (MOST_STALE + 1) * count + 8)
     for index, arrival in enumerate(workload.arrival_s[: workload.concurrency]):
         push(heap, float(arrival), ARRIVAL, index)
     rate, latency = np.full((count, count), np.inf), np.full((count, count), np.inf)
@@ -143,7 +153,7 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         gaps=_gap_book(workload, record_tokens),
         prefixes=_prefixes(plan, workload),
         heap=heap,
-        steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(1, np.int64)),
+        steps=StepBuffer(np.zeros((step_capacity, 8), np.int64), np.zeros((step_capacity, 3)), np.zeros(2, np.int64)),
         outbox=_outbox(4 * conversations + 64),
         clock=np.zeros(1),
         counters=np.zeros(4, np.int64),

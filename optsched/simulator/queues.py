@@ -59,3 +59,4 @@ def enqueue(state: State, slot: int, replica: int) -> None:
     state.replica[slot] = replica
     state.place[slot] = QUEUED
     state.replicas.woken[replica] = True
+    state.replicas.tried_s[replica] = -1.0

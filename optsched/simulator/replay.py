@@ -16,7 +16,6 @@ from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.simulator import state as st
 from optsched.simulator import turns
-from optsched.simulator.heap import ARRIVAL, push
 from optsched.simulator.layout import engine_of, initial_state
 from optsched.simulator.prefixes import release
 from optsched.simulator.queues import enqueue
@@ -56,7 +55,9 @@ class _Books:
     def __init__(self, plan: Plan, workload: Workload, replica: int) -> None:
         self.workload, self.replica = workload, replica
         self.state = initial_state(plan, workload, 0, record_tokens=True)
-        self.engine = engine_of(plan, workload, None, record_steps=False, record_tokens=True)
+        self.engine = engine_of(
+            plan, workload, None, per_turn=False, coasts=False, record_steps=False, record_tokens=True
+        )  # fmt: skip
         self.policy = policy_address(plan.batching.policy)
 
     def follow(self, entry: Entry) -> None:
@@ -65,7 +66,7 @@ class _Books:
         if isinstance(entry, TurnQueued):
             self._queue(entry)
         elif isinstance(entry, Stayed):
-            turns.stay(state, entry.conversation)
+            turns.stay(state, self.engine, entry.conversation)
         elif isinstance(entry, RoomMade):
             self._make_room(entry)
         elif isinstance(entry, Landed):
@@ -80,9 +81,9 @@ class _Books:
     def _queue(self, entry: TurnQueued) -> None:
         requests, slot = self.state.requests, entry.conversation
         if entry.turn == self.workload.first_turn[slot]:
-            turns.start_turn(self.state, slot, self.replica, entry.stays)
+            turns.start_turn(self.state, self.engine, slot, self.replica, entry.stays)
         else:
-            turns.next_turn(self.state, slot, True)
+            turns.next_turn(self.state, slot, self.engine)
         requests.arrival_s[slot] = requests.last_token_s[slot] = entry.arrival_s
 
     def _make_room(self, entry: RoomMade) -> None:
@@ -101,7 +102,6 @@ class _Books:
         state, replica = self.state, self.replica
         free_blocks = int(state.replicas.free_blocks[replica])
         state.heap.size[0] = state.outbox.size[0] = state.outbox.questions[0] = 0
-        push(state.heap, now_s, ARRIVAL, 0)  # something always happens now, so that no steps are taken in one go
         state.clock[0] = now_s
         start_step(state, self.engine, self.policy, replica)
         told = range(int(state.outbox.size[0]))

@@ -31,6 +31,7 @@ def simulate(
     seed: int = 0,
     record_steps: bool = True,
     record_tokens: bool = True,
+    coast: bool = True,
     check: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> ExecutionLog:
@@ -49,6 +50,9 @@ def simulate(
     record_tokens
         Keep the time of every output token in the log. Otherwise its `gaps` say what the gaps between them were: per turn the
         longest and the 99th percentile, exactly, and of all together the mean and percentiles to 0.1 %.
+    coast
+        Take steps whose content is known beforehand in one go. Otherwise the batching policy is asked about every step: the
+        same execution, more slowly.
     check
         Have the conservation laws checked at the end.
     progress
@@ -74,7 +78,7 @@ def simulate(
         raise PlanError(broken)
     refuse_what_cannot_fit(plan, workload)
     _refuse_broken_units(plan, workload)
-    run = _Simulation(plan, workload, record_steps, record_tokens)
+    run = _Simulation(plan, workload, record_steps, record_tokens, coast)
     run.to_the_end(progress)
     log = run.log(seed)
     if check:
@@ -110,12 +114,16 @@ def _refuse_broken_units(plan: Plan, workload: Workload) -> None:
 class _Simulation:
     """One run: the compiled state, the dispatcher's books, and what the two tell each other."""
 
-    def __init__(self, plan: Plan, workload: Workload, record_steps: bool, record_tokens: bool) -> None:
+    def __init__(self, plan: Plan, workload: Workload, record_steps: bool, record_tokens: bool, coast: bool) -> None:
         self.plan, self.workload = plan, workload
         self.shape = plan.llms[0].shape
         policy = make_policy(plan.placement.policy, plan.placement.parameters, self._assignments())
         direct = always_on(policy, [replica.role for replica in plan.replicas])
-        self.engine = engine_of(plan, workload, direct, record_steps=record_steps, record_tokens=record_tokens)
+        self.engine = engine_of(
+            plan, workload, direct, per_turn=policy.per_turn, coasts=coast,
+            record_steps=record_steps, record_tokens=record_tokens,
+        )  # fmt: skip
+        self.prompt_tokens = workload.context_before + workload.new_tokens
         self.dispatcher = Dispatcher(
             policy, plan.replicas, plan.engine.block_tokens, plan.engine.max_batched_tokens, plan.links,
             self.shape.kv_bytes_per_token,
@@ -177,6 +185,8 @@ class _Simulation:
                 self._apply(now, self.dispatcher.finished(now, subject))
             elif kind == st.TURN_ARRIVED:
                 self._later_turn(now, subject)
+            elif kind == st.TURN_STAYED:
+                self.dispatcher.grow(subject, int(self.prompt_tokens[replica]))
             elif kind == st.ROOM:
                 self._retry(subject)
             else:
@@ -193,11 +203,11 @@ class _Simulation:
         if away is None:
             return
         if away.reuse and context:
-            turns.leave(state, conversation, away.decode == away.prefill)
+            turns.leave(state, self.engine, conversation, away.decode == away.prefill)
             self.blocked[away.prefill].append(conversation)
             self._retry(away.prefill)
         else:
-            turns.compute_anew(state, conversation, away.prefill, away.decode == away.prefill)
+            turns.compute_anew(state, self.engine, conversation, away.prefill, away.decode == away.prefill)
             self._retry(home)
             if context:
                 self.events.append(Event(now, "dropped", conversation, home))
@@ -217,12 +227,12 @@ class _Simulation:
             if grant.kind == "prefill":
                 self.granted_s[grant.conversation] = now
                 stays = self.dispatcher.decoder_of(grant.conversation) == grant.replica
-                turns.start_turn(self.state, grant.conversation, grant.replica, stays)
+                turns.start_turn(self.state, self.engine, grant.conversation, grant.replica, stays)
             elif self.state.place[grant.conversation] == st.BLOCKED:
                 turn = int(self.state.turn[grant.conversation])
                 self.admission_s[turn] = now - self.prefilled_s[grant.conversation]
                 if grant.replica == self.state.replica[grant.conversation]:
-                    turns.stay(self.state, grant.conversation)
+                    turns.stay(self.state, self.engine, grant.conversation)
                 else:
                     self.blocked[grant.replica].append(grant.conversation)
                     self._retry(grant.replica)
@@ -234,7 +244,7 @@ class _Simulation:
             slot, state = waiting[0], self.state
             hidden = state.requests.cache[slot] == 1
             per_token = self.shape.hidden_bytes_per_token if hidden else self.shape.kv_bytes_per_token
-            if not turns.hand_over(state, slot, target, self.engine.block_tokens, self.engine.hidden_ratio, per_token):
+            if not turns.hand_over(state, self.engine, slot, target, per_token):
                 break
             waiting.popleft()
             source, size = int(state.replica[slot]), per_token * int(state.moved_tokens[slot])
@@ -255,12 +265,12 @@ class _Simulation:
             for queue in self.blocked.values():
                 if slot in queue:
                     queue.remove(slot)
-            turns.come_home(state, slot, home)
+            turns.come_home(state, self.engine, slot, home)
             self.dispatcher.stayed(slot)
             loosened = True
         if not loosened:
             for slot in np.flatnonzero(state.home >= 0).tolist():
-                turns.forget_copy(state, slot)
+                turns.forget_copy(state, self.engine, slot)
                 loosened = True
         for target in list(self.blocked):
             self._retry(target)
@@ -275,7 +285,7 @@ class _Simulation:
         queue_s[first] = np.where(prefiller, record.start_s[first], granted_s) - record.arrival_s[first]
         integers = np.concatenate([chunk for chunk, _ in self.steps])
         floats = np.concatenate([chunk for _, chunk in self.steps])
-        order = np.argsort(floats[:, 1], kind="stable")
+        order = np.lexsort((integers[:, 0], floats[:, 1]))
         integers, floats = integers[order], floats[order]
         moves = np.array(self.transfers, dtype=float).reshape(-1, 6)
         dynamic = self.state.replicas.dynamic_j.copy()

@@ -13,7 +13,7 @@ from optsched.simulator.heap import Heap
 
 Array = np.ndarray
 NOWHERE, QUEUED, MOVING, BLOCKED, DONE = 0, 1, 2, 3, 4
-ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM = 0, 1, 2, 3, 4, 5, 6
+ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM, TURN_STAYED = 0, 1, 2, 3, 4, 5, 6, 7
 
 
 class Replicas(NamedTuple):
@@ -33,6 +33,13 @@ class Replicas(NamedTuple):
         Whether the last step took all that ran and nobody who waits, and nobody has come or gone since who could change that.
     first_come
         Whether the batching policy admits nobody past one who waits longer.
+    run, run_start_s
+        Steps of the uneventful run that the replica is in, not settled yet (see `optsched.simulator.coast`); 0: none. And when
+        the first of them started.
+    due, stale
+        Serial number of the event that ends the replica's step or run, and how many in the heap no longer do.
+    tried_s
+        When the replica last evicted, scheduled nobody, and nothing has reached it since: it tries again at a later time.
     law
         Step laws as policies see them (`optsched.batching.step_time.law_rows`).
     """
@@ -54,6 +61,11 @@ class Replicas(NamedTuple):
     busy_on_host: Int64[Array, " hosts"]
     blocked: Int64[Array, " R"]
     dynamic_j: Float64[Array, " R"]
+    run: Int64[Array, " R"]
+    run_start_s: Float64[Array, " R"]
+    due: Int64[Array, " R"]
+    stale: Int64[Array, " R"]
+    tried_s: Float64[Array, " R"]
     law: Float64[Array, "R L"]
 
 
@@ -134,11 +146,11 @@ class Prefixes(NamedTuple):
 
 
 class StepBuffer(NamedTuple):
-    """Recorded steps; ``size[0]`` are filled. Columns as in `optsched.domain.log.Steps`."""
+    """Recorded steps; ``size[0]`` are filled, ``size[1]`` more promised. Columns as in `optsched.domain.log.Steps`."""
 
     integers: Int64[Array, "capacity 8"]
     floats: Float64[Array, "capacity 3"]
-    size: Int64[Array, " 1"]
+    size: Int64[Array, " 2"]
 
 
 class Outbox(NamedTuple):
@@ -147,7 +159,7 @@ class Outbox(NamedTuple):
     Attributes
     ----------
     kind, subject, replica, time_s
-        What happened, to which slot (`ROOM`: to which replica), where and when.
+        What happened, to which slot (`ROOM`: to which replica), where (`TURN_STAYED`: to which turn) and when.
     """
 
     kind: Int64[Array, " capacity"]
@@ -167,10 +179,14 @@ class Engine(NamedTuple):
         Whether every step, and the time of every token, is kept.
     direct
         The replica that takes every conversation at once; -1: placement is asked.
+    per_turn
+        Whether placement decides where later turns go; otherwise it is only told of them, when it is asked the next time.
     steady
         Whether the batching policy refuses again whom it refused, while memory shrinks and nobody comes or goes.
     eager
         Whether the batching policy schedules every running request where all decode and all of it fits.
+    coasts
+        Whether uneventful steps are taken in one go.
     concurrency
         Conversations in flight, where each arrival follows an end; 0: arrivals have times of their own.
     prefixes
@@ -187,8 +203,10 @@ class Engine(NamedTuple):
     record_steps: bool
     record_tokens: bool
     direct: int
+    per_turn: bool
     steady: bool
     eager: bool
+    coasts: bool
     concurrency: int
     prefixes: bool
 

@@ -10,7 +10,7 @@ from optsched.batching.state import KV, Counts, Decision
 from optsched.batching.state import Engine as ReplicaEngine
 from optsched.compiled import lean
 from optsched.placement.step_time import slowdown, step_j, step_s
-from optsched.simulator.coast import coast
+from optsched.simulator.coast import begin_run, coast, end_run
 from optsched.simulator.gaps import count_gaps, keep_gap
 from optsched.simulator.heap import ARRIVAL, STEP_END, push
 from optsched.simulator.prefixes import claim_prefixes, keep_prefixes, release, squeeze
@@ -138,6 +138,7 @@ def _launch(state: State, engine: Engine, replica: int, content: Content, now_s:
     end_s = now_s + step_s(state.laws, replica, *law) * slowdown(state.laws, replica, busy)
     replicas.dynamic_j[replica] += step_j(state.laws, replica, *law)
     replicas.busy[replica] = True
+    replicas.due[replica] = state.heap.size[1]
     push(state.heap, end_s, STEP_END, replica)
     state.counters[0] += 1
     if engine.record_steps:
@@ -179,8 +180,11 @@ def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
     counts = replicas.counts[replica]
     if replicas.busy[replica] or counts[0] + counts[1] == 0:
         return
-    # With other replicas about, their events may reach this one before the steps would end.
-    now_s = coast(state, engine, replica) if len(replicas.woken) == 1 else state.clock[0]
+    now_s = state.clock[0]
+    if engine.coasts and len(replicas.woken) == 1:
+        now_s = coast(state, engine, replica)
+    elif engine.coasts and begin_run(state, engine, replica):
+        return
     if engine.prefixes:
         squeeze(state, replica)
         claim_prefixes(state, engine, replica)
@@ -192,6 +196,8 @@ def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
         evictable -= 1
     if content.sequences > 0:
         _launch(state, engine, replica, content, now_s)
+    elif replicas.woken[replica]:
+        replicas.tried_s[replica] = now_s
     if engine.prefixes:
         squeeze(state, replica)
 
@@ -235,7 +241,7 @@ def _finish(state: State, engine: Engine, slot: int, replica: int) -> None:
     remove(state.replicas, replica, slot)
     release(state, slot, replica)
     if state.home[slot] >= 0:
-        forget_copy(state, slot)
+        forget_copy(state, engine, slot)
     state.place[slot] = DONE
     state.counters[2] += 1
     if engine.direct < 0:
@@ -265,3 +271,14 @@ def end_step(state: State, engine: Engine, replica: int) -> None:
             _emit(state, engine, slot, replica)
     if replicas.blocked[replica] > 0:
         tell(state.outbox, ROOM, replica)
+
+
+@lean
+def end_steps(state: State, engine: Engine, replica: int, order: int) -> None:
+    """End what an event with a serial number ends: a step, a run of them, or nothing, if the run was interrupted since."""
+    if order != state.replicas.due[replica]:
+        state.replicas.stale[replica] -= 1
+    elif state.replicas.run[replica] > 0:
+        end_run(state, engine, replica)
+    else:
+        end_step(state, engine, replica)

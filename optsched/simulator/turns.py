@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from optsched.batching.blocks import blocks_for
 from optsched.compiled import lean
+from optsched.simulator.coast import interrupt
 from optsched.simulator.heap import TRANSFER_END, TURN_READY, push
 from optsched.simulator.prefixes import release
-from optsched.simulator.queues import enqueue, insert, remove, tell
-from optsched.simulator.state import BLOCKED, MOVING, QUEUED, ROOM, TURN_ARRIVED, Engine, State
+from optsched.simulator.queues import enqueue, insert, note, remove, tell
+from optsched.simulator.state import BLOCKED, MOVING, QUEUED, ROOM, TURN_ARRIVED, TURN_STAYED, Engine, State
 
 
 @lean
-def start_turn(state: State, slot: int, replica: int, stays: bool) -> None:
+def start_turn(state: State, engine: Engine, slot: int, replica: int, stays: bool) -> None:
     """Queue a conversation's first turn on the replica that prefills it; it stays there to decode if `stays`."""
+    interrupt(state, engine, replica)
     turn = state.turn[slot]
     state.stays[slot] = stays
     state.requests.new_tokens[slot] = state.turns.new_tokens[turn]
@@ -20,18 +22,19 @@ def start_turn(state: State, slot: int, replica: int, stays: bool) -> None:
 
 
 @lean
-def hand_over(state: State, slot: int, target: int, block_tokens: int, hidden_ratio: float, kv_bytes: float) -> bool:
+def hand_over(state: State, engine: Engine, slot: int, target: int, kv_bytes: float) -> bool:
     """Move a cache to another replica; False (and blocked) while that one's pool has no room for it.
 
     A replica sends one cache at a time, and receives one at a time: a later one waits for the link. Where a copy was kept,
     only what was added since moves.
     """
+    interrupt(state, engine, target)
     source, tokens = state.replica[slot], state.requests.context[slot]
-    blocks = blocks_for(tokens, state.requests.cache[slot], block_tokens, hidden_ratio)
+    blocks = blocks_for(tokens, state.requests.cache[slot], engine.block_tokens, engine.hidden_ratio)
     if state.home[slot] == target:
         blocks, tokens = blocks - state.home_blocks[slot], tokens - state.home_context[slot]
     elif state.home[slot] >= 0 and state.home[slot] != source:
-        forget_copy(state, slot)
+        forget_copy(state, engine, slot)
     state.target[slot] = target
     if blocks > state.replicas.free_blocks[target]:
         state.place[slot] = BLOCKED
@@ -52,6 +55,8 @@ def land(state: State, slot: int, engine: Engine) -> None:
     """Give a conversation whose cache has arrived to its decoder."""
     source, target, turn = state.replica[slot], state.target[slot], state.turn[slot]
     cache = state.requests.cache[slot]
+    interrupt(state, engine, source)
+    interrupt(state, engine, target)
     if state.home[slot] == target:
         state.home[slot] = -1
     if state.home[slot] != source:
@@ -68,9 +73,11 @@ def land(state: State, slot: int, engine: Engine) -> None:
 
 
 @lean
-def compute_anew(state: State, slot: int, replica: int, stays: bool) -> None:
+def compute_anew(state: State, engine: Engine, slot: int, replica: int, stays: bool) -> None:
     """Drop the cache of a turn that has just arrived, and queue everything said so far on another replica."""
     home = state.replica[slot]
+    interrupt(state, engine, home)
+    interrupt(state, engine, replica)
     remove(state.replicas, home, slot)
     release(state, slot, home)
     state.requests.new_tokens[slot] += state.requests.context[slot]
@@ -81,9 +88,10 @@ def compute_anew(state: State, slot: int, replica: int, stays: bool) -> None:
 
 
 @lean
-def leave(state: State, slot: int, stays: bool) -> None:
+def leave(state: State, engine: Engine, slot: int, stays: bool) -> None:
     """Take a turn that has just arrived out of its replica's queue; unless it stays where it goes, its cache is kept, too."""
     home = state.replica[slot]
+    interrupt(state, engine, home)
     remove(state.replicas, home, slot)
     state.place[slot] = BLOCKED
     state.away[slot] = True
@@ -95,9 +103,11 @@ def leave(state: State, slot: int, stays: bool) -> None:
 
 
 @lean
-def come_home(state: State, slot: int, home: int) -> None:
+def come_home(state: State, engine: Engine, slot: int, home: int) -> None:
     """Have a turn that is away and not computed yet computed at home, with what was kept there of its cache."""
     requests, visited = state.requests, state.replica[slot]
+    interrupt(state, engine, visited)
+    interrupt(state, engine, home)
     if visited != home:
         if state.place[slot] == QUEUED:
             remove(state.replicas, visited, slot)
@@ -112,11 +122,14 @@ def come_home(state: State, slot: int, home: int) -> None:
 
 
 @lean
-def forget_copy(state: State, slot: int) -> None:
+def forget_copy(state: State, engine: Engine, slot: int) -> None:
     """Free the copy that a slot's home kept of its cache."""
     home = state.home[slot]
+    interrupt(state, engine, home)
     state.replicas.free_blocks[home] += state.home_blocks[slot]
+    state.replicas.refused[home] = False
     state.replicas.woken[home] = True
+    state.replicas.tried_s[home] = -1.0
     state.home[slot] = -1
 
 
@@ -133,8 +146,8 @@ def become_idle(state: State, slot: int, replica: int) -> None:
 
 
 @lean
-def next_turn(state: State, slot: int, direct: bool) -> None:
-    """Queue a conversation's next turn where its cache is."""
+def next_turn(state: State, slot: int, engine: Engine) -> None:
+    """Queue a conversation's next turn where its cache is; placement may send it elsewhere, or only has to know."""
     ended = state.turn[slot]
     turn = ended + 1
     state.turn[slot] = turn
@@ -146,19 +159,24 @@ def next_turn(state: State, slot: int, direct: bool) -> None:
     state.away[slot] = False
     state.requests.new_tokens[slot] += state.turns.new_tokens[turn]
     replica = state.replica[slot]
+    interrupt(state, engine, replica)
     remove(state.replicas, replica, slot)
     enqueue(state, slot, replica)
-    if not direct:
+    if engine.direct < 0 and engine.per_turn:
         tell(state.outbox, TURN_ARRIVED, slot)
+    elif engine.direct < 0:
+        note(state.outbox, TURN_STAYED, slot, turn, arrival)
 
 
 @lean
-def stay(state: State, slot: int) -> None:
+def stay(state: State, engine: Engine, slot: int) -> None:
     """Let a prefilled conversation decode where it is."""
     replica, turn = state.replica[slot], state.turn[slot]
+    interrupt(state, engine, replica)
     if state.requests.emitted[slot] == state.turns.output_tokens[turn]:
         become_idle(state, slot, replica)
         return
     insert(state.replicas, replica, state.replicas.counts[replica, 0], slot, 0)
     state.place[slot] = QUEUED
     state.replicas.woken[replica] = True
+    state.replicas.tried_s[replica] = -1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -107,9 +107,19 @@ class Dispatcher:
         return self._serve(now_s)
 
     def later_turn(
-        self, now_s: float, conversation: int, number: int, context_tokens: int, new_tokens: int, output_tokens: int
+        self,
+        now_s: float,
+        conversation: int,
+        number: int,
+        context_tokens: int,
+        new_tokens: int,
+        output_tokens: int,
+        room: Callable[[int], int],
     ) -> tuple[Away | None, list[Grant]]:
         """Note a later turn's arrival; return where it goes (None: it stays where its cache is) and what may start.
+
+        A turn takes its cache only where there is room for it and for the new tokens at once: one that waited for room with
+        its cache in its hands would keep others from making it.
 
         Parameters
         ----------
@@ -117,15 +127,17 @@ class Dispatcher:
             When, of which conversation, and which of its turns (the first is 0).
         context_tokens, new_tokens, output_tokens
             Tokens cached at home, tokens of the prompt that are not, and tokens it will put out (foresight).
+        room
+            Returns how many tokens a replica's pool has room for now.
         """
         away = None
         if self._policy.per_turn:
             turn = self._turn(conversation, number, context_tokens, new_tokens, output_tokens)
             away = self._policy.later_turn(turn, self.view(now_s))
-        if away is None:
-            self.grow(conversation, context_tokens + new_tokens)
-            return None, []
         home, prompt = self._decode[conversation], context_tokens + new_tokens
+        if away is None or (away.reuse and context_tokens and prompt > room(away.prefill)):
+            self.grow(conversation, prompt)
+            return None, []
         if away.decode == home:
             self.grow(conversation, prompt)
         else:

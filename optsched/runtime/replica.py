@@ -149,9 +149,12 @@ class Replica:
         """
         if not self.has_work:
             return None
-        now_s, free_blocks, order = self.clock.now(), self.slots.tables.num_free, self.running + self.waiting + self.idle
-        scheduled = self._schedule(now_s, np.array(order, dtype=np.int64))
-        evicted = tuple(int(self.slots.conversation[slot]) for slot in order if self.slots.decision.evict[slot] == 1)
+        now_s, free_blocks = self.clock.now(), self.slots.tables.num_free
+        scheduled, gone = self._schedule(now_s)
+        evicted = gone
+        while gone and not len(scheduled):  # it only evicted, and may serve somebody now; each time fewer hold a cache
+            scheduled, gone = self._schedule(now_s)
+            evicted += gone
         if not len(scheduled):
             self.recorder.enter(Decided(now_s, now_s, free_blocks, (), evicted))
             return None
@@ -166,13 +169,15 @@ class Replica:
             self.recorder.enter(Decided(now_s, end_s, free_blocks, tuple((c, n, kind) for c, n, kind in columns), evicted))
         return end_s
 
-    def _schedule(self, now_s: float, queue: Int64[Array, " q"]) -> Int64[Array, " n"]:
-        """Ask the policy about the queue, apply its evictions, and return the scheduled slots in queue order."""
+    def _schedule(self, now_s: float) -> tuple[Int64[Array, " n"], tuple[int, ...]]:
+        """Ask the policy, apply its evictions, and return the scheduled slots and the evicted conversations in queue order."""
         requests, decision = self.slots.requests, self.slots.decision
+        queue = np.array(self.running + self.waiting + self.idle, dtype=np.int64)
         counts = Counts(len(self.running), len(self.waiting), len(self.idle))
         decision.tokens[queue] = decision.evict[queue] = 0
         self._decide(requests, queue, counts, self._engine(now_s), decision)
-        evicted = queue[decision.evict[queue] == 1]
+        held = (requests.context[queue] > 0) | (np.arange(len(queue)) < counts.running)
+        evicted = queue[(decision.evict[queue] == 1) & held]
         if len(evicted):
             self._evict(evicted.tolist(), now_s)
         queue = np.array(self.running + self.waiting, dtype=np.int64)
@@ -181,7 +186,7 @@ class Replica:
         if admitted.any():
             self.running += [slot for slot, now in zip(self.waiting, admitted, strict=True) if now]
             self.waiting = [slot for slot, now in zip(self.waiting, admitted, strict=True) if not now]
-        return scheduled
+        return scheduled, tuple(self.slots.conversation[evicted].tolist())
 
     def _engine(self, now_s: float) -> Engine:
         limits = self.limits

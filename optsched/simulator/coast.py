@@ -228,14 +228,3 @@ def interrupt(state: State, engine: Engine, replica: int) -> None:
     replicas.stale[replica] += 1
     replicas.due[replica] = state.heap.size[1]
     push(state.heap, end_s, STEP_END, replica)
-
-
-@lean
-def wait_for_the_unserved(state: State, engine: Engine) -> None:
-    """Have nobody run ahead while a replica evicted, scheduled nobody, and is to try again whenever something happens next."""
-    unserved = False
-    for replica in range(len(state.replicas.woken)):
-        unserved |= state.replicas.woken[replica]
-    if unserved:
-        for replica in range(len(state.replicas.woken)):
-            interrupt(state, engine, replica)

@@ -6,7 +6,6 @@ All events of one moment are processed, then Python is told what happened (`Outb
 from __future__ import annotations
 
 from optsched.compiled import lean
-from optsched.simulator.coast import wait_for_the_unserved
 from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first
 from optsched.simulator.queues import tell
 from optsched.simulator.state import ARRIVED, Engine, State
@@ -23,9 +22,8 @@ def advance(state: State, engine: Engine, policy: int) -> int:
     replicas, heap = state.replicas, state.heap
     for _ in range(MOST_MOMENTS):
         for replica in range(len(replicas.woken)):
-            if replicas.woken[replica] and replicas.tried_s[replica] != state.clock[0]:
+            if replicas.woken[replica]:
                 start_step(state, engine, policy, replica)
-        wait_for_the_unserved(state, engine)
         if state.outbox.questions[0] > 0 or 2 * state.outbox.size[0] > len(state.outbox.kind):
             return TELL
         while heap.size[0] > 0 and heap.kind[0] == STEP_END and heap.order[0] != replicas.due[heap.subject[0]]:

@@ -44,7 +44,6 @@ def _replicas(plan: Plan, conversations: int) -> Replicas:
         run_start_s=np.zeros(count),
         due=np.full(count, -1, np.int64),
         stale=np.zeros(count, np.int64),
-        tried_s=np.full(count, -1.0),
         law=law_rows(replicas),
     )
 
@@ -147,6 +146,7 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         home=np.full(conversations, -1, np.int64),
         home_blocks=np.zeros(conversations, np.int64),
         home_context=np.zeros(conversations, np.int64),
+        home_cache=np.zeros(conversations, np.int8),
         replicas=_replicas(plan, conversations),
         laws=pack([replica.coefficients for replica in plan.replicas]),
         turns=_turns(workload, record_tokens),

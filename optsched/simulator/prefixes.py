@@ -34,7 +34,6 @@ def release(state: State, slot: int, replica: int) -> None:
     requests.blocks[slot] = 0
     requests.cache[slot] = NO_CACHE
     replicas.woken[replica] = True
-    replicas.tried_s[replica] = -1.0
     replicas.refused[replica] = False
 
 

@@ -59,4 +59,3 @@ def enqueue(state: State, slot: int, replica: int) -> None:
     state.replica[slot] = replica
     state.place[slot] = QUEUED
     state.replicas.woken[replica] = True
-    state.replicas.tried_s[replica] = -1.0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from optsched.batching.policies.dispatch import policy_address
+from optsched.batching.state import HIDDEN
 from optsched.domain.gaps import Gaps
 from optsched.domain.log import Event, EventKind, ExecutionLog, Steps, Transfers
 from optsched.domain.plan import Plan
@@ -19,6 +20,7 @@ from optsched.placement.room import refuse_what_cannot_fit
 from optsched.placement.view import ConversationView
 from optsched.simulator import kernel, turns
 from optsched.simulator import state as st
+from optsched.simulator.coast import interrupt
 from optsched.simulator.layout import engine_of, initial_state
 
 _STEP_CAPACITY = 1 << 16
@@ -189,6 +191,8 @@ class _Simulation:
                 self.dispatcher.grow(subject, int(self.prompt_tokens[replica]))
             elif kind == st.ROOM:
                 self._retry(subject)
+            elif kind == st.CROWDED:
+                self._call_back(subject)
             else:
                 name: EventKind = "preempted" if kind == st.PREEMPTED else "evicted"
                 self.events.append(Event(time_s, name, subject, replica))
@@ -199,7 +203,7 @@ class _Simulation:
         context, home = int(state.requests.context[conversation]), int(state.replica[conversation])
         number = turn - int(self.workload.first_turn[conversation])
         new, output = int(state.requests.new_tokens[conversation]), int(self.workload.output_tokens[turn])
-        away, grants = self.dispatcher.later_turn(now, conversation, number, context, new, output)
+        away, grants = self.dispatcher.later_turn(now, conversation, number, context, new, output, self._room)
         if away is None:
             return
         if away.reuse and context:
@@ -238,19 +242,59 @@ class _Simulation:
                     self._retry(grant.replica)
 
     def _retry(self, target: int) -> None:
-        """Start the hand-overs that found no room in a decoder's pool, first come, first served."""
+        """Start the hand-overs that found no room in a decoder's pool, first come, first served.
+
+        Who waits there for room holds none: copies kept for what is still to come back are dropped.
+        """
         waiting = self.blocked[target]
         while waiting:
-            slot, state = waiting[0], self.state
-            hidden = state.requests.cache[slot] == 1
-            per_token = self.shape.hidden_bytes_per_token if hidden else self.shape.kv_bytes_per_token
-            if not turns.hand_over(state, self.engine, slot, target, per_token):
+            if self._hand_over(waiting[0], target):
+                waiting.popleft()
+                continue
+            copies = [slot for slot in waiting if self.state.home[slot] == target]
+            for slot in copies:
+                turns.forget_copy(self.state, self.engine, slot)
+            if not copies:
                 break
-            waiting.popleft()
-            source, size = int(state.replica[slot]), per_token * int(state.moved_tokens[slot])
-            start_s, end_s = float(state.moved_s[slot]), float(state.receiving_until_s[target])
-            self.transfers.append((slot, source, target, start_s, end_s, size))
         self.state.replicas.blocked[target] = len(waiting)
+
+    def _hand_over(self, slot: int, target: int) -> bool:
+        """Start a hand-over if there is room for it, and note it."""
+        state = self.state
+        hidden = state.requests.cache[slot] == HIDDEN
+        per_token = self.shape.hidden_bytes_per_token if hidden else self.shape.kv_bytes_per_token
+        if not turns.hand_over(state, self.engine, slot, target, per_token):
+            return False
+        source, size = int(state.replica[slot]), per_token * int(state.moved_tokens[slot])
+        start_s, end_s = float(state.moved_s[slot]), float(state.receiving_until_s[target])
+        self.transfers.append((slot, source, target, start_s, end_s, size))
+        return True
+
+    def _room(self, replica: int) -> int:
+        """Return how many tokens a replica's pool has room for now; none where others wait for it."""
+        if self.blocked[replica]:
+            return 0
+        interrupt(self.state, self.engine, replica)
+        return int(self.state.replicas.free_blocks[replica]) * self.engine.block_tokens
+
+    def _call_back(self, replica: int) -> None:
+        """Have visits that wait there or were to come back there computed at home, now that a replica's memory is short."""
+        state = self.state
+        for slot in np.flatnonzero(state.away & (state.requests.emitted == 0) & (state.place == st.QUEUED)).tolist():
+            home, visited = self.dispatcher.decoder_of(slot), int(state.replica[slot])
+            running = state.replicas.queue[visited, : state.replicas.counts[visited, 0]]
+            if home is not None and home != visited and replica in (home, visited) and slot not in running:
+                self._bring_home(slot, home)
+
+    def _bring_home(self, slot: int, home: int) -> None:
+        """Have a turn that is away and not computed yet computed at home after all."""
+        state, visited = self.state, int(self.state.replica[slot])
+        kept = int(state.home_context[slot]) if state.home[slot] == home else 0
+        if visited != home and state.requests.context[slot] > kept:
+            self.events.append(Event(float(state.clock[0]), "dropped", slot, visited))
+        turns.come_home(state, self.engine, slot, home)
+        self.dispatcher.stayed(slot)
+        self._retry(visited)
 
     def _loosen(self) -> bool:
         """Let go of what turns that are away hold, now that nothing else can happen; tell whether there was any.
@@ -265,8 +309,7 @@ class _Simulation:
             for queue in self.blocked.values():
                 if slot in queue:
                     queue.remove(slot)
-            turns.come_home(state, self.engine, slot, home)
-            self.dispatcher.stayed(slot)
+            self._bring_home(slot, home)
             loosened = True
         if not loosened:
             for slot in np.flatnonzero(state.home >= 0).tolist():

@@ -13,7 +13,7 @@ from optsched.simulator.heap import Heap
 
 Array = np.ndarray
 NOWHERE, QUEUED, MOVING, BLOCKED, DONE = 0, 1, 2, 3, 4
-ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM, TURN_STAYED = 0, 1, 2, 3, 4, 5, 6, 7
+ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM, TURN_STAYED, CROWDED = 0, 1, 2, 3, 4, 5, 6, 7, 8
 
 
 class Replicas(NamedTuple):
@@ -38,8 +38,6 @@ class Replicas(NamedTuple):
         the first of them started.
     due, stale
         Serial number of the event that ends the replica's step or run, and how many in the heap no longer do.
-    tried_s
-        When the replica last evicted, scheduled nobody, and nothing has reached it since: it tries again at a later time.
     law
         Step laws as policies see them (`optsched.batching.step_time.law_rows`).
     """
@@ -65,7 +63,6 @@ class Replicas(NamedTuple):
     run_start_s: Float64[Array, " R"]
     due: Int64[Array, " R"]
     stale: Int64[Array, " R"]
-    tried_s: Float64[Array, " R"]
     law: Float64[Array, "R L"]
 
 
@@ -159,7 +156,7 @@ class Outbox(NamedTuple):
     Attributes
     ----------
     kind, subject, replica, time_s
-        What happened, to which slot (`ROOM`: to which replica), where (`TURN_STAYED`: to which turn) and when.
+        What happened, to which slot (`ROOM`, `CROWDED`: to which replica), where (`TURN_STAYED`: to which turn) and when.
     """
 
     kind: Int64[Array, " capacity"]
@@ -223,8 +220,8 @@ class State(NamedTuple):
         Whether the replica that prefills is known to be the decoder too, so that nothing has to be asked in between.
     away
         Whether a slot's turn left the replica that held its cache.
-    home, home_blocks, home_context
-        The replica (-1: none) that keeps a copy of the cache of a slot that is away, and the copy's blocks and tokens.
+    home, home_blocks, home_context, home_cache
+        The replica (-1: none) that keeps a copy of the cache of a slot that is away, and the copy's blocks, tokens and kind.
     counters
         Steps started, running requests preempted, conversations ended, and blocks promised that were not there.
     sending_until_s, receiving_until_s
@@ -246,6 +243,7 @@ class State(NamedTuple):
     home: Int64[Array, " C"]
     home_blocks: Int64[Array, " C"]
     home_context: Int64[Array, " C"]
+    home_cache: Int8[Array, " C"]
     replicas: Replicas
     laws: Laws
     turns: Turns

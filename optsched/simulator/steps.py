@@ -15,30 +15,53 @@ from optsched.simulator.gaps import count_gaps, keep_gap
 from optsched.simulator.heap import ARRIVAL, STEP_END, push
 from optsched.simulator.prefixes import claim_prefixes, keep_prefixes, release, squeeze
 from optsched.simulator.queues import note, remove, tell
-from optsched.simulator.state import BLOCKED, DONE, EVICTED, FINISHED, PREEMPTED, PREFILLED, ROOM, Engine, Replicas, State
+from optsched.simulator.state import (
+    BLOCKED,
+    CROWDED,
+    DONE,
+    EVICTED,
+    FINISHED,
+    PREEMPTED,
+    PREFILLED,
+    ROOM,
+    Engine,
+    Replicas,
+    State,
+)  # fmt: skip
 from optsched.simulator.turns import become_idle, forget_copy
 
 
 @lean
-def _evict(state: State, replica: int, now_s: float) -> None:
-    """Drop the caches that the decision gives up; requests that ran return to the front of the waiting, in their order."""
+def _evict(state: State, engine: Engine, replica: int, now_s: float) -> None:
+    """Drop the caches that the decision gives up; requests that ran return to the front of the waiting, in their order.
+
+    Who neither ran nor holds a cache has none to give up.
+    """
     replicas, requests, decision = state.replicas, state.requests, state.decision
     queue, counts = replicas.queue[replica], replicas.counts[replica]
     running, any_running = counts[0], False
+    held = replicas.total_blocks[replica] - replicas.free_blocks[replica]
     for index in range(counts[0] + counts[1] + counts[2]):
         slot = queue[index]
-        if decision.evict[slot]:
+        if index >= running and held <= 0 and not engine.prefixes:
+            break  # thousands may wait, and none of them holds a block
+        held -= requests.blocks[slot]
+        if not decision.evict[slot]:
+            continue
+        if index < running:
+            state.counters[1] += 1
+            any_running = True
+        else:
+            decision.evict[slot] = 0
+        if index < running or requests.context[slot] > 0:
             release(state, slot, replica)
             requests.new_tokens[slot] += requests.context[slot]
             requests.context[slot] = 0
-            if index < running:
-                state.counters[1] += 1
-                any_running = True
-            else:
-                decision.evict[slot] = 0
             note(state.outbox, PREEMPTED if index < running else EVICTED, slot, replica, now_s)
     if not any_running:
         return
+    if engine.per_turn:
+        tell(state.outbox, CROWDED, replica)
     for index in range(running - 1, -1, -1):
         slot = queue[index]
         if decision.evict[slot]:
@@ -166,7 +189,7 @@ def _compose(state: State, engine: Engine, policy: int, replica: int, now_s: flo
     segments = Counts(counts[0], counts[1], counts[2])
     queue = replicas.queue[replica, : counts[0] + counts[1] + counts[2]]
     most = call_policy(policy, state.requests, queue, segments, view, state.decision)
-    _evict(state, replica, now_s)
+    _evict(state, engine, replica, now_s)
     content = _reserve(state, engine, replica, _admit(state.decision, replicas, replica, most))
     replicas.refused[replica] &= content.sequences > 0 and content.sequences == running and content.decodes == running
     return content
@@ -189,15 +212,13 @@ def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
         squeeze(state, replica)
         claim_prefixes(state, engine, replica)
     content = _compose(state, engine, policy, replica, now_s)
-    evictable = counts[0] + counts[1] + counts[2]
-    while engine.prefixes and content.sequences == 0 and replicas.woken[replica] and evictable > 0:
-        # What was evicted shared its blocks, and freed none. Without those who only shared, the policy sees what there is.
+    while content.sequences == 0 and replicas.woken[replica] and state.outbox.questions[0] == 0:
+        # It only evicted, and may serve somebody now. Each time fewer hold a cache, and nobody's grows.
         content = _compose(state, engine, policy, replica, now_s)
-        evictable -= 1
     if content.sequences > 0:
         _launch(state, engine, replica, content, now_s)
-    elif replicas.woken[replica]:
-        replicas.tried_s[replica] = now_s
+    elif engine.per_turn:
+        tell(state.outbox, CROWDED, replica)
     if engine.prefixes:
         squeeze(state, replica)
 

@@ -100,6 +100,7 @@ def leave(state: State, engine: Engine, slot: int, stays: bool) -> None:
         state.home[slot] = home
         state.home_blocks[slot] = state.requests.blocks[slot]
         state.home_context[slot] = state.requests.context[slot]
+        state.home_cache[slot] = state.requests.cache[slot]
 
 
 @lean
@@ -115,7 +116,8 @@ def come_home(state: State, engine: Engine, slot: int, home: int) -> None:
         kept = state.home_context[slot] if state.home[slot] == home else 0
         requests.new_tokens[slot] += requests.context[slot] - kept
         requests.context[slot] = kept
-        requests.blocks[slot] = state.home_blocks[slot] if kept > 0 else 0
+        if kept > 0:
+            requests.blocks[slot], requests.cache[slot] = state.home_blocks[slot], state.home_cache[slot]
     state.home[slot] = -1
     state.away[slot] = False
     enqueue(state, slot, home)
@@ -129,8 +131,9 @@ def forget_copy(state: State, engine: Engine, slot: int) -> None:
     state.replicas.free_blocks[home] += state.home_blocks[slot]
     state.replicas.refused[home] = False
     state.replicas.woken[home] = True
-    state.replicas.tried_s[home] = -1.0
     state.home[slot] = -1
+    if state.replicas.blocked[home] > 0:
+        tell(state.outbox, ROOM, home)
 
 
 @lean
@@ -179,4 +182,3 @@ def stay(state: State, engine: Engine, slot: int) -> None:
     insert(state.replicas, replica, state.replicas.counts[replica, 0], slot, 0)
     state.place[slot] = QUEUED
     state.replicas.woken[replica] = True
-    state.replicas.tried_s[replica] = -1.0

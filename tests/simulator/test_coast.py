@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +14,13 @@ from strategies import workloads
 from optsched.batching.policies import POLICIES, STEADY, policy_parameters
 from optsched.batching.policies.dispatch import compiled_policy, own_parameters
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests
+from optsched.domain.accounting import measure_plan
 from optsched.domain.gaps import Gaps
 from optsched.domain.log import ExecutionLog, Transfers
+from optsched.domain.plan import Assignment, Plan
+from optsched.domain.results import Clock
 from optsched.domain.scenario import EngineSpec, Role
 from optsched.domain.workload import Workload
-from optsched.errors import SolveError
 from optsched.simulator.simulate import simulate
 
 RECORDS = (
@@ -58,29 +60,35 @@ def test_the_execution_is_the_same_with_an_unused_replica_beside_it(
         assert_same(quick, slow)
 
 
+CLOCKS: tuple[Clock, ...] = ("true", "paper")
 FLEETS: list[tuple[str, list[Role], dict[str, float]]] = [
     ("conserve", ["prefill", "decode", "decode"], {}),
     ("conserve", ["prefill", "prefill", "decode", "mixed"], {}),
     ("collocated", ["mixed"] * 3, {}),
     ("collocated", ["mixed"] * 2, {"oracle": 0, "admission": 0}),
+    ("adaptive", ["mixed"] * 3, {"start_s": 0.01}),
+    ("optimised", ["prefill", "mixed", "decode"], {}),
     ("full-disaggregation", ["prefill", "decode", "decode"], {}),
-    ("per-turn", ["prefill", "decode", "decode"], {}),
+    ("per-turn", ["prefill", "decode", "decode"], {"error": 1.0}),
+    ("per-turn", ["prefill", "mixed", "mixed"], {}),
     ("per-turn-emulated", ["prefill", "decode"], {"wrong_share": 0.5}),
 ]
 
 
-@pytest.mark.parametrize("batching", ["vllm-chunked", "apt-serve"])
 @pytest.mark.parametrize(("policy", "roles", "parameters"), FLEETS)
-@settings(max_examples=12)
+@settings(max_examples=16)
 @given(
-    workload=workloads(), spare=st.integers(2, 40), record=st.booleans(), tokens=st.booleans(),
+    batching=st.sampled_from(["vllm-chunked", "vllm", "apt-serve", "attain", "paced"]), workload=workloads(),
+    spare=st.integers(2, 40), record=st.booleans(), tokens=st.booleans(), gap_s=st.sampled_from([None, 0.0]),
     speeds=st.lists(st.sampled_from([1.0, 1.0, 1.7]), min_size=4, max_size=4),
 )  # fmt: skip
 def test_replicas_that_run_ahead_execute_the_same_as_step_by_step(
-    batching: str, policy: str, roles: list[Role], parameters: dict[str, float], workload: Workload, spare: int, record: bool,
-    tokens: bool, speeds: list[float],
+    policy: str, roles: list[Role], parameters: dict[str, float], batching: str, workload: Workload, spare: int, record: bool,
+    tokens: bool, gap_s: float | None, speeds: list[float],
 ) -> None:  # fmt: skip
-    """Some replicas alike, so that their steps end at the same moments, and some not."""
+    """Some replicas alike, so that their steps end at the same moments, and some not; all metrics follow on either clock."""
+    if gap_s is not None:
+        workload = replace(workload, gap_s=np.full(workload.num_turns, gap_s))
     plan = make_plan(
         roles, kv_blocks=-(-int(workload.peak_tokens.max()) // 16) + spare, policy=policy, parameters=parameters,
         batching=batching, engine=EngineSpec(max_batched_tokens=64, max_sequences=6), batching_parameters={"tbt_slo_s": 0.01},
@@ -89,14 +97,24 @@ def test_replicas_that_run_ahead_execute_the_same_as_step_by_step(
         replica.replace(coefficients=replica.coefficients.replace(floor_s=replica.coefficients.floor_s * speed))
         for replica, speed in zip(plan.replicas, speeds, strict=False)
     )
-    plan = plan.replace(replicas=replicas)
-    try:
-        slow = simulate(plan, workload, record_steps=record, record_tokens=tokens, coast=False)
-    except SolveError as error:
-        with pytest.raises(type(error), match=re.escape(str(error))):
-            simulate(plan, workload, record_steps=record, record_tokens=tokens)
-        return
-    assert_same(simulate(plan, workload, record_steps=record, record_tokens=tokens), slow)
+    plan = plan.replace(replicas=replicas, placement=plan.placement.replace(assignments=assigned(plan, workload)))
+    slow = simulate(plan, workload, record_steps=record, record_tokens=tokens, coast=False)
+    quick = simulate(plan, workload, record_steps=record, record_tokens=tokens)
+    assert_same(quick, slow)
+    if tokens:
+        for clock in CLOCKS:
+            assert measure_plan(plan, quick, workload, clock) == measure_plan(plan, slow, workload, clock)
+
+
+def assigned(plan: Plan, workload: Workload) -> tuple[Assignment, ...]:
+    """Give conversations to prefiller and decoders in turn, where the plan's policy wants to be told."""
+    if plan.placement.policy != "optimised":
+        return ()
+    ids = [replica.id for replica in plan.replicas]
+    return tuple(
+        Assignment(conversation=index, prefill=ids[index % 2], decode=ids[1 + index // 2 % 2])
+        for index in range(workload.num_conversations)
+    )
 
 
 def test_a_step_buffer_that_fills_again_and_again_loses_no_step_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

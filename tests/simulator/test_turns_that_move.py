@@ -96,6 +96,50 @@ def test_every_conversation_ends_however_little_memory_there_is(seed, policy, ro
     assert np.isfinite(log.end_s).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    wrong_share=st.one_of(st.just(1.0), st.floats(0, 1)),
+    roles=st.sampled_from([["prefill", "decode"], SPLIT, ["prefill", "prefill", "decode"]]),
+    spare=st.integers(0, 6),
+    extra_tokens=st.sampled_from([0, 300]),
+    batching=st.sampled_from(["vllm", "vllm-chunked", "sjf", "fastgen", "apt-serve", "attain"]),
+)
+def test_however_many_decisions_are_wrong_nobody_waits_for_ever(seed, wrong_share, roles, spare, extra_tokens, batching) -> None:
+    """Pools are hardly larger than the longest conversation."""
+    rng = np.random.default_rng(seed)
+    work = random_work(rng, int(rng.integers(2, 14)), float(rng.choice([0.0, 0.01, 1.0])))
+    plan = make_plan(
+        roles, policy="per-turn-emulated", parameters={"wrong_share": wrong_share, "extra_tokens": extra_tokens},
+        kv_blocks=-(-int(work.peak_tokens.max()) // 16) + spare, batching=batching,
+        engine=EngineSpec(max_batched_tokens=int(rng.choice([64, 256])), max_sequences=int(rng.choice([4, 16]))),
+    )  # fmt: skip
+    log = simulate(plan, work)
+    assert np.isfinite(log.end_s).all()
+
+
+def test_a_turn_whose_prefiller_has_no_room_for_its_cache_is_computed_at_home() -> None:
+    """The prefiller has 8 blocks, room for the first two turns and not for the third."""
+    plan = make_plan(["prefill", "decode"], policy="per-turn-emulated", parameters={"wrong_share": 1.0})
+    small = plan.replicas[0].replace(kv_blocks=8)
+    log = simulate(plan.replace(replicas=(small, plan.replicas[1])), ONE)
+    assert log.prefill_replica.tolist() == [0, 0, 1]
+    assert moves(log) == [(0, 1, 100), (1, 0, 104), (0, 1, 21)]
+
+
+def test_a_visit_is_called_back_where_the_prefiller_runs_out_of_memory() -> None:
+    """Two turns arrive together and find room for either; the first takes it, the other is computed with what was kept at home."""
+    work = make_workload([[(64, 3), (160, 5)], [(64, 2), (160, 5)]], [0.0, 0.0])
+    plan = make_plan(["prefill", "decode"], policy="per-turn-emulated", parameters={"wrong_share": 1.0})
+    small = plan.replicas[0].replace(kv_blocks=20)
+    log = simulate(plan.replace(replicas=(small, plan.replicas[1])), work)
+    assert log.arrival_s[1] == log.arrival_s[3]
+    assert log.prefill_replica.tolist() == [0, 0, 0, 1]
+    assert moves(log) == [(0, 1, 64), (0, 1, 64), (1, 0, 66), (1, 0, 65), (0, 1, 161)]
+    assert log.events == ()
+    assert int(log.steps.prefill_tokens.sum()) == 2 * 64 + 2 * 161
+
+
 def test_prompts_that_share_cache_and_turns_that_leave_it_are_refused_together() -> None:
     plan = make_plan(SPLIT, policy="per-turn", engine=EngineSpec(prefix_caching=True))
     with pytest.raises(SpecError, match=r"prefix_caching: true: prompts that share cache cannot leave it.*leave it out"):

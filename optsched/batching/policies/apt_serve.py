@@ -78,7 +78,9 @@ def _force(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     while idle_evicted < end and decision.evict[queue[idle_evicted]] == 1:
         idle_evicted += 1
     _, free = evict_forward(requests, queue, idle_evicted, end, decision, free, needed - held)
-    evict_backward(requests, queue, max(1, counts.running), idle, decision, free, needed - held)
+    free = evict_backward(requests, queue, max(1, counts.running), idle, decision, free, needed - held)
+    if free < needed - held:  # caches that left the queue and wait to be handed over hold the rest
+        return 0
     decision.tokens[slot], decision.cache[slot], decision.evict[slot] = requests.new_tokens[slot], kind, 0
     return 1
 

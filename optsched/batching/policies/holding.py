@@ -180,8 +180,10 @@ def force(
             continue
         _, free = evict_forward(requests, queue, n, n + counts.idle, decision, free, grown)
         decision.evict[slot] = 1  # not its own cache
-        evict_backward(requests, queue, counts.running, n, decision, free, grown)
+        free = evict_backward(requests, queue, counts.running, n, decision, free, grown)
         decision.evict[slot] = 0
+        if free < grown:  # caches that left the queue and wait to be handed over hold the rest
+            continue
         take(requests, slot, min(requests.new_tokens[slot], engine.max_batched_tokens), decision)
         return 1
     return 0

@@ -39,5 +39,5 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     int
         Number of scheduled requests.
     """
-    order, victims = np.arange(counts.waiting), last_first(counts)
+    order, victims = np.arange(min(counts.waiting, engine.max_sequences)), last_first(counts)
     return prompts_first(requests, queue, counts, engine, decision, order, victims)

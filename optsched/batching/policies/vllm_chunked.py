@@ -84,5 +84,5 @@ def decide(requests: Requests, queue: Int64[Array, " q"], counts: Counts, engine
     scheduled, budget, free, ran_out = _continue_running(requests, queue, counts, engine, decision)
     if ran_out:
         return scheduled
-    order, room = np.arange(counts.waiting), Room(free, budget, counts.running)
+    order, room = np.arange(min(counts.waiting, engine.max_sequences)), Room(free, budget, counts.running)
     return scheduled + admit(requests, queue, counts, engine, decision, order, room, False, False)

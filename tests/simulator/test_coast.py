@@ -67,10 +67,10 @@ FLEETS: list[tuple[str, list[Role], dict[str, float]]] = [
     ("collocated", ["mixed"] * 3, {}),
     ("collocated", ["mixed"] * 2, {"oracle": 0, "admission": 0}),
     ("adaptive", ["mixed"] * 3, {"start_s": 0.01}),
-    ("optimised", ["prefill", "mixed", "decode"], {}),
+    ("optimised", ["prefill", "decode", "decode"], {}),
     ("full-disaggregation", ["prefill", "decode", "decode"], {}),
     ("per-turn", ["prefill", "decode", "decode"], {"error": 1.0}),
-    ("per-turn", ["prefill", "mixed", "mixed"], {}),
+    ("per-turn", ["prefill", "prefill", "decode", "decode"], {}),
     ("per-turn-emulated", ["prefill", "decode"], {"wrong_share": 0.5}),
 ]
 
@@ -107,12 +107,12 @@ def test_replicas_that_run_ahead_execute_the_same_as_step_by_step(
 
 
 def assigned(plan: Plan, workload: Workload) -> tuple[Assignment, ...]:
-    """Give conversations to prefiller and decoders in turn, where the plan's policy wants to be told."""
+    """Give conversations to the two decoders in turn, where the plan's policy wants to be told."""
     if plan.placement.policy != "optimised":
         return ()
     ids = [replica.id for replica in plan.replicas]
     return tuple(
-        Assignment(conversation=index, prefill=ids[index % 2], decode=ids[1 + index // 2 % 2])
+        Assignment(conversation=index, prefill=ids[0], decode=ids[1 + index % 2])
         for index in range(workload.num_conversations)
     )
 

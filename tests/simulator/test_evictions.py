@@ -9,7 +9,8 @@ import pytest
 import torch
 from factories import make_plan, make_workload
 from jaxtyping import Int64
-from test_replay import MODELS, OPT, SlowClock, serve
+from small_llms import OPT
+from test_replay import MODELS, SlowClock, serve
 
 from optsched.batching.policies.dispatch import Policy, _sample
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests

@@ -114,7 +114,7 @@ class Dispatcher:
         context_tokens: int,
         new_tokens: int,
         output_tokens: int,
-        room: Callable[[int], int],
+        room: Callable[[int], int] | None = None,
     ) -> tuple[Away | None, list[Grant]]:
         """Note a later turn's arrival; return where it goes (None: it stays where its cache is) and what may start.
 
@@ -128,14 +128,14 @@ class Dispatcher:
         context_tokens, new_tokens, output_tokens
             Tokens cached at home, tokens of the prompt that are not, and tokens it will put out (foresight).
         room
-            Returns how many tokens a replica's pool has room for now.
+            Returns how many tokens a replica's pool has room for now; None: nobody knows, and a turn may wait for it.
         """
         away = None
         if self._policy.per_turn:
             turn = self._turn(conversation, number, context_tokens, new_tokens, output_tokens)
             away = self._policy.later_turn(turn, self.view(now_s))
         home, prompt = self._decode[conversation], context_tokens + new_tokens
-        if away is None or (away.reuse and context_tokens and prompt > room(away.prefill)):
+        if away is None or (away.reuse and context_tokens and room is not None and prompt > room(away.prefill)):
             self.grow(conversation, prompt)
             return None, []
         if away.decode == home:

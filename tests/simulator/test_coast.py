@@ -112,8 +112,7 @@ def assigned(plan: Plan, workload: Workload) -> tuple[Assignment, ...]:
         return ()
     ids = [replica.id for replica in plan.replicas]
     return tuple(
-        Assignment(conversation=index, prefill=ids[0], decode=ids[1 + index % 2])
-        for index in range(workload.num_conversations)
+        Assignment(conversation=index, prefill=ids[0], decode=ids[1 + index % 2]) for index in range(workload.num_conversations)
     )
 
 

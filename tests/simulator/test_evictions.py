@@ -9,8 +9,7 @@ import pytest
 import torch
 from factories import make_plan, make_workload
 from jaxtyping import Int64
-from small_llms import OPT
-from test_replay import MODELS, SlowClock, serve
+from test_replay import MODELS, OPT, SlowClock, serve
 
 from optsched.batching.policies.dispatch import Policy, _sample
 from optsched.batching.state import KV, Counts, Decision, Engine, Requests

@@ -168,9 +168,10 @@ def transfers_j(problem: PlacementProblem, plan: PlacementPlan, schedule: Schedu
     return joules
 
 
-def _missed(problem: PlacementProblem, schedule: Schedule, ttfet_s: Float64[Array, " C"]) -> Bool[Array, " C"] | None:
+def misses_of(problem: PlacementProblem, schedule: Schedule, ttfet_s: Float64[Array, " C"]) -> dict[str, Bool[Array, " C"]]:
+    """Tell for each latency target which conversations miss it; empty without targets."""
     if problem.slo is None or problem.standalone is None:
-        return None
+        return {}
     workload, nothing = problem.workload, np.zeros(0)
     last = workload.first_turn[1:] - 1
     steps = np.where(workload.output_tokens > 1, workload.output_tokens - 1, np.nan)
@@ -184,7 +185,13 @@ def _missed(problem: PlacementProblem, schedule: Schedule, ttfet_s: Float64[Arra
         tbt_s=nothing,
         last_turn_gap_normalised=nothing,
     )
-    missed = np.zeros(workload.num_conversations, bool)
-    for miss in latencies.misses(problem.slo, problem.standalone, workload).values():
+    return latencies.misses(problem.slo, problem.standalone, workload)
+
+
+def _missed(problem: PlacementProblem, schedule: Schedule, ttfet_s: Float64[Array, " C"]) -> Bool[Array, " C"] | None:
+    if problem.slo is None or problem.standalone is None:
+        return None
+    missed = np.zeros(problem.workload.num_conversations, bool)
+    for miss in misses_of(problem, schedule, ttfet_s).values():
         missed |= miss
     return missed

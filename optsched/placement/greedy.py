@@ -14,6 +14,8 @@ WORK_PER_TURN = 5_000
 """How often each turn is timed again, by default; a second is about a million turns."""
 MOST_WORK = 25_000_000
 """Turns that are timed again in all at most, by default."""
+FEWEST_TRIED = 3
+"""Pairs that list scheduling tries at least for each conversation."""
 LIST_WORK = 4_000_000
 """Share of that for list scheduling: it tries fewer pairs per conversation where it would take longer."""
 
@@ -44,7 +46,8 @@ def greedy(
     seed
         Of all random choices.
     work
-        Turns to time again at most, the measure of effort; None: `default_work`. With 0 only the rule and `start` are compared.
+        Turns to time again at most, the measure of effort; None: `default_work`. With 0 only the rule and `start` are compared;
+        list scheduling takes part where it leaves half of the effort to the search.
     start
         A placement that is in force. It is where the search begins if it is the best.
     moved_cost
@@ -54,9 +57,12 @@ def greedy(
     least = alone(problem)
     effort = default_work(problem) if work is None else work
     plans = [by_rule(problem, least)] + ([] if start is None else [start])
+    if not effort and start is None:
+        return plans[0]
     search = Neighbourhood(problem, seed=seed, home=start, moved_cost=moved_cost)
-    if effort:
-        plans.append(search.build(least, _pairs_tried(problem, effort), until_s=until_s))
+    if effort >= 2 * FEWEST_TRIED * _once(problem, feeding=True):
+        listed = search.build(least, _pairs_tried(problem, effort), until_s=until_s, work=effort / 2)
+        plans += [] if listed is None else [listed]
     scores = [search.start_from(plan) for plan in plans]
     search.start_from(plans[scores.index(min(scores))])
     found = search.improve(effort - search.work, until_s=until_s)
@@ -66,9 +72,17 @@ def greedy(
     return min((*plans, found), key=lambda plan: rank(problem, plan))
 
 
+def _once(problem: PlacementProblem, *, feeding: bool = False) -> int:
+    """Return how many turns list scheduling times again for each pair that it tries per conversation.
+
+    On average half of the conversations of a replica so far; with `feeding`, where mixed replicas feed each other, half of all.
+    """
+    conversations, replicas = problem.workload.num_conversations, len(problem.replicas)
+    mixed = [replica.role == "mixed" for replica in problem.replicas]
+    joined = feeding and any(p != d and mixed[p] and mixed[d] for p, d in problem.pairs)
+    return problem.workload.num_turns * max(1, conversations // (2 if joined else 2 * replicas))
+
+
 def _pairs_tried(problem: PlacementProblem, effort: int) -> int:
     """Return how many pairs list scheduling may try for each conversation."""
-    conversations, replicas = problem.workload.num_conversations, len(problem.replicas)
-    # each try times on average half of the conversations of a replica again
-    once = problem.workload.num_turns * max(1, conversations // (2 * replicas))
-    return min(len(problem.pairs), max(3, min(LIST_WORK, effort // 4) // once))
+    return min(len(problem.pairs), max(FEWEST_TRIED, min(LIST_WORK, effort // 4) // _once(problem)))

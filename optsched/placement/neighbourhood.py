@@ -12,7 +12,7 @@ from optsched.placement.clockwork import clockwork, empty_schedule
 from optsched.placement.limits import limits_of
 from optsched.placement.problem import PlacementPlan, PlacementProblem
 from optsched.placement.queues import NOBODY
-from optsched.placement.retime import Case, Reach, Timed, assign, retime
+from optsched.placement.retime import Case, Reach, Timed, retime
 from optsched.placement.ruin import MOST, Bench, Choices, Spoiled, put_back, search
 from optsched.placement.rule import Rule
 from optsched.placement.score import CODES, Aim, score
@@ -62,7 +62,9 @@ class Neighbourhood:
         self.bench = _bench(problem, self.case)
         self.work = 0
 
-    def build(self, least: Alone, pairs: int, *, until_s: float = float("inf")) -> PlacementPlan:
+    def build(
+        self, least: Alone, pairs: int, *, until_s: float = float("inf"), work: float = float("inf")
+    ) -> PlacementPlan | None:
         """Place by arrival, each conversation where those so far are best off; by the rule alone once the time is up.
 
         Parameters
@@ -73,6 +75,13 @@ class Neighbourhood:
             How many pairs are tried for each, the best ones by the rule.
         until_s
             As for `improve`.
+        work
+            Turns to time again at most: where replicas feed each other, one try can reach all of them.
+
+        Returns
+        -------
+        PlacementPlan or None
+            None if the work did not suffice.
         """
         rule, bench = Rule(self.problem, least), self.bench
         index = {pair: number for number, pair in enumerate(self.problem.pairs)}
@@ -82,14 +91,15 @@ class Neighbourhood:
             tried = Choices(_range_for(c, len(order)), rule.pairs[order, 0], rule.pairs[order, 1])
             self.work += put_back(self.case, self.aim, tried, bench, c, pairs)
             rule.take(c, index[int(bench.known.prefill[c]), int(bench.known.decode[c])])
+            if self.work > work:
+                return None
         return PlacementPlan.of(bench.known.prefill, bench.known.decode)
 
     def start_from(self, plan: PlacementPlan) -> tuple[float, float]:
         """Take a placement as the current and the best one; return its objective (with the price of moves) and mean TTFET."""
         bench = self.bench
         for timed in (bench.kept, bench.known, bench.trial):
-            for c, (p, d) in enumerate(zip(plan.prefill.tolist(), plan.decode.tolist(), strict=True)):
-                assign(timed, bench.reach, c, p, d)
+            timed.prefill[:], timed.decode[:], bench.reach.touched[:] = plan.prefill, plan.decode, True
             self.work += retime(self.case, bench.works, timed, bench.reach)
         bench.spoiled.conversation[:], bench.spoiled.replica[:] = False, False
         value, mean = score(self.aim, bench.kept, bench.buffer)

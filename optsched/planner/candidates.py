@@ -14,6 +14,8 @@ from optsched.planner.replicas import smallest_tp
 
 EITHER = frozenset({"adaptive", "optimised"})
 """Placement policies that run on mixed replicas as well as on prefillers and decoders."""
+MOST_SPLITS = 8
+"""Replicas of one gpu up to which every number of prefillers is tried, and numbers that are tried where there are more."""
 
 
 def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, ...]]:
@@ -80,7 +82,7 @@ def _mixed(scenario: Scenario, sizes: dict[str, tuple[int, int]]) -> Iterator[li
 def _split(scenario: Scenario, sizes: dict[str, tuple[int, int]]) -> Iterator[list[FleetEntry]]:
     total = sum(count for count, _ in sizes.values())
     seen = set()
-    for prefillers in product(*(range(count + 1) for count, _ in sizes.values())):
+    for prefillers in product(*(_numbers(count) for count, _ in sizes.values())):
         if not 0 < sum(prefillers) < total:
             continue
         caps = [product(_caps(scenario, gpu), _caps(scenario, gpu)) for gpu in sizes]
@@ -96,3 +98,10 @@ def _split(scenario: Scenario, sizes: dict[str, tuple[int, int]]) -> Iterator[li
             if key not in seen:
                 seen.add(key)
                 yield fleet
+
+
+def _numbers(count: int) -> list[int]:
+    """Return how many of `count` replicas may prefill: any number, or `MOST_SPLITS` spread evenly where there are many."""
+    if count <= MOST_SPLITS:
+        return [*range(count + 1)]
+    return sorted({round(k * count / MOST_SPLITS) for k in range(MOST_SPLITS + 1)})

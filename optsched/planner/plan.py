@@ -23,7 +23,7 @@ from optsched.placement.policies import CARRY_BACK, PER_TURN, parameter_names
 from optsched.placement.problem import PlacementPlan, percentile_95
 from optsched.planner.candidates import fleets
 from optsched.planner.certify import bound_of, certify, uncertified
-from optsched.planner.optimise import optimise, place
+from optsched.planner.optimise import optimise_all, place
 from optsched.planner.replicas import make_links, make_replicas, standalone_reference
 from optsched.planner.tune import tuned
 from optsched.simulator.simulate import simulate
@@ -100,19 +100,15 @@ def plan_scenario(
     if name == "adaptive":
         drafts = tuned(drafts[:MAX_SIMULATED], lambda draft, metrics: rank(scenario, draft, metrics), progress)
         progress = None
+    bound, solver = min(bounds), "policy"
+    if name == "optimised":
+        objective = scenario.objective.minimise[0]
+        drafts, bound, solver = optimise_all(drafts[:MAX_SIMULATED], bounds, workload, objective, progress)
+        progress = None
     best: _Candidate | None = None
     failure: OptschedError | None = None
-    solver = "policy"
-    for number, open_draft in enumerate(drafts[:MAX_SIMULATED]):
-        draft = open_draft
+    for number, draft in enumerate(drafts[:MAX_SIMULATED]):
         try:
-            if name == "optimised" and workload.concurrency is not None:
-                raise SpecError(
-                    "'closed': policy 'optimised' places known arrivals, these depend on the plan; use another policy or process",
-                    field="workload.arrivals.process",
-                )
-            if name == "optimised":
-                draft, bounds[number], solver = optimise(draft, workload, scenario.objective.minimise[0], len(drafts))
             log = simulate(draft, workload, seed=described.seed, record_steps=len(drafts) == 1)
         except InfeasibleError as error:
             failure = error
@@ -127,7 +123,7 @@ def plan_scenario(
     if best is None:
         raise failure or InfeasibleError("No fleet of the supply can serve this scenario. Raise a count in [supply].")
     objective = scenario.objective.minimise[0]
-    plan = _finish(best, workload, objective, min(bounds), solver)
+    plan = _finish(best, workload, objective, bound, solver)
     simulated = simulated_value(objective, measure_plan(plan, best.log, workload), workload, best.log)
     return Planned(plan, workload, best.log, simulated, tried)
 

@@ -8,7 +8,7 @@ from optsched import catalog
 from optsched.cost.links import achieved
 from optsched.cost.memory import kv_token_budget
 from optsched.cost.tables import origin, step_law
-from optsched.domain.hardware import Tier
+from optsched.domain.hardware import Link, Tier
 from optsched.domain.llm import Llm
 from optsched.domain.plan import PlanLink, PlanReplica, Standalone
 from optsched.domain.scenario import FleetEntry, Role, Scenario
@@ -118,9 +118,9 @@ def make_links(scenario: Scenario, replicas: Sequence[PlanReplica], back: bool =
     the rate that long messages reach.
     """
     joined: list[PlanLink] = []
+    link_of = {gpu: _link_from(scenario, gpu) for gpu in {source.gpu for source in replicas}}
     for source in replicas:
-        name = scenario.transfer_link or scenario.supply[source.gpu].link or catalog.gpu(source.gpu).datasheet.interconnect
-        link = catalog.link(name)
+        link = link_of[source.gpu]
         latency_s, bytes_per_s = achieved(link)
         joined.extend(
             PlanLink(
@@ -131,6 +131,11 @@ def make_links(scenario: Scenario, replicas: Sequence[PlanReplica], back: bool =
             if target is not source and (back or (source.role != "decode" and target.role != "prefill"))
         )  # fmt: skip
     return tuple(joined)
+
+
+def _link_from(scenario: Scenario, gpu: str) -> Link:
+    name = scenario.transfer_link or scenario.supply[gpu].link or catalog.gpu(gpu).datasheet.interconnect
+    return catalog.link(name)
 
 
 def standalone_reference(llm: Llm, scenario: Scenario) -> Standalone:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from optsched import catalog, files
 from optsched.domain.plan import Plan
-from optsched.domain.scenario import LatencyTarget, Scenario
+from optsched.domain.scenario import FleetEntry, LatencyTarget, Scenario
 from optsched.errors import InfeasibleError, SpecError
 from optsched.files import validate
 from optsched.planner.candidates import fleets
@@ -161,3 +163,21 @@ def test_meeting_the_targets_comes_before_the_objective():
     cheap, fast = (plan_scenario(scenario, policy="conserve").plan.predicted for scenario in (loose, tight))
     assert cheap.energy_j <= fast.energy_j
     assert fast.slo_violations["ttfet"] <= 0.15
+
+
+def test_the_placement_on_an_open_fleet_is_the_one_that_the_same_fleet_gets_when_it_is_fixed():
+    scenario = small("swe-agent-a40", 14).replace(supply={"a40": {"count": 2, "power_caps_w": (200, 300)}}, objective={"minimise": "ttfet"})
+    chosen = plan_scenario(validate(Scenario, scenario.model_dump()), policy="optimised").plan
+    alike = Counter((replica.gpu, replica.power_cap_w, replica.role) for replica in chosen.replicas)
+    fleet = tuple(FleetEntry(gpu=gpu, power_cap_w=cap, role=role, count=count) for (gpu, cap, role), count in alike.items())
+    fixed = plan_scenario(validate(Scenario, scenario.model_dump()).replace(fleet=fleet), policy="optimised").plan
+    assert chosen.certificate.value == fixed.certificate.value
+    assert chosen.placement.assignments == fixed.placement.assignments
+    assert chosen.certificate.bound <= fixed.certificate.bound
+
+
+def test_large_supplies_are_split_in_a_few_ways_only():
+    scenario = small("swe-agent-a40").replace(supply={"a40": {"count": 64, "power_caps_w": (300,)}})
+    options = fleets(validate(Scenario, scenario.model_dump()), catalog.llm("qwen3-0.6b"), "optimised")
+    prefillers = [sum(entry.count for entry in fleet if entry.role == "prefill") for fleet in options]
+    assert prefillers == [0, 8, 16, 24, 32, 40, 48, 56]

@@ -42,7 +42,7 @@ def capacity(
     scenario
         A scenario file (.toml), or the name of a packaged one (optsched show scenarios).
     conversations
-        Which conversations; fleets are tried with the two seeds that follow, too.
+        Which conversations; fleets are tried with the seeds that follow, too.
     sweep
         Ask for several rates, first:last:step, as in rate=1:10:1; prints a line for each. Many are asked in several processes.
     maximise

@@ -16,7 +16,7 @@ from optsched.domain.scenario import FleetEntry, PolicySpec, Scenario
 from optsched.errors import InfeasibleError, SpecError
 from optsched.planner.capacity_pools import Pool, pools_of
 from optsched.planner.capacity_problem import CapacityProblem, capacity_problem
-from optsched.planner.capacity_trials import suitable_policies, worst_of_all
+from optsched.planner.capacity_trials import judged, suitable_policies
 from optsched.planner.capacity_types import num_gpus
 from optsched.planner.plan import Planned, drafts_of, plan_draft
 from optsched.planner.robustness import highest_factor
@@ -149,7 +149,7 @@ def sustained_rate(scenario: Scenario, pool: Pool, fleet: tuple[FleetEntry, ...]
 
 
 def _kept(draft: Plan, pool: Pool, rate_per_s: float) -> bool:
-    return worst_of_all(draft, [pool.at_rate(rate_per_s)])[1] <= 0
+    return judged(draft, [pool.at_rate(rate_per_s)])[0]
 
 
 def _draft(fixed: Scenario, pool: Pool) -> Plan:

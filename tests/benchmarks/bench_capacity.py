@@ -25,7 +25,7 @@ from optsched.planner.capacity_answer import CapacityPlan
 from optsched.planner.capacity_pools import Pool, pools_of
 from optsched.planner.capacity_problem import capacity_problem
 from optsched.planner.capacity_rate import largest_rate, sustained_rate
-from optsched.planner.capacity_trials import suitable_policies, worst_of_all
+from optsched.planner.capacity_trials import judged, suitable_policies
 from optsched.planner.plan import drafts_of
 
 FOLDER = catalog.data_root() / "instances" / "capacity"
@@ -173,7 +173,7 @@ def kept_share(scenario: Scenario, pool: Pool, fleet: tuple[FleetEntry, ...], pl
     kept = 0
     for seed in SEEDS:
         other = pool.with_seed(seed)
-        kept += any(worst_of_all(draft, [other])[1] <= 0 for draft in drafts)
+        kept += any(judged(draft, [other])[0] for draft in drafts)
     return kept / len(SEEDS)
 
 

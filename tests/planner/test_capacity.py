@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
 
 from optsched import catalog
-from optsched.capacity.solve import FleetInfeasibleError
+from optsched.capacity.solve import FleetInfeasibleError, solve_fleet
+from optsched.capacity.survival import fatal_failures
 from optsched.cli import invoke
 from optsched.cli.capacity_answer import print_capacity
-from optsched.domain.scenario import LatencyTarget, Limits
+from optsched.domain.scenario import CurrentFleet, FleetEntry, LatencyTarget, Limits
 from optsched.errors import SpecError, UnknownNameError
 from optsched.files import load_plan, load_plans
 from optsched.planner.capacity import capacity
 from optsched.planner.capacity_answer import slo_price
 from optsched.planner.capacity_front import pareto
 from optsched.planner.capacity_pools import pools_of
-from optsched.planner.capacity_problem import pool_columns
+from optsched.planner.capacity_problem import capacity_problem, pool_columns
 from optsched.planner.capacity_rate import largest_rate, sustained_rate
 
 CHAT = catalog.scenario("chat-l4")
@@ -65,8 +66,9 @@ def test_less_traffic_needs_no_more_and_more_traffic_names_the_limit(found) -> N
 
 
 def test_a_workload_that_ends_may_be_served_by_less_than_one_that_does_not(capsys) -> None:
-    """Four A40 cannot serve 1.5 agents per second for ever, but 255 of them."""
-    found = capacity(catalog.scenario("swe-agent-a40"))
+    """Four A40 cannot serve 1.3 agents per second for ever, but 120 of them."""
+    agents = catalog.scenario("swe-agent-a40")
+    found = capacity(agents.replace(workload=agents.workload.replace(conversations=120)), rate_per_s=1.3)
     assert 0.5 < found.sustained < 1
     assert found.certificate.status == "FEASIBLE"
     assert found.certificate.bound == 0
@@ -283,3 +285,35 @@ def test_several_services_have_no_one_highest_rate(tmp_path: Path, capsys) -> No
     file.write_text(SERVICES)
     assert invoke(["capacity", str(file), "--maximise", "rate"]) == 1
     assert "2 services have no one highest rate" in capsys.readouterr().err
+
+
+def test_what_runs_today_is_kept_where_change_costs_more_than_it_saves() -> None:
+    open_fleet = CHAT.replace(fleet=(), supply={"l4": {"max": 4}, "a40": {"max": 2}}, objective={"minimise": "cost"})
+    today = (FleetEntry(gpu="l4", role="mixed", count=2),)
+    found = {}
+    for usd in (0.0, 0.3, 50.0):
+        asked = open_fleet.replace(current=CurrentFleet(fleet=today, cost_of_change_usd=usd))
+        answer = capacity(asked, rate_per_s=0.8)
+        found[usd] = answer
+        assert answer.certificate.value == pytest.approx(answer.cost_usd_per_hour + answer.changes_usd)
+    assert found[0.0].changes_usd == 0
+    assert found[0.0].cost_usd_per_hour <= found[50.0].cost_usd_per_hour
+    kept = next(entry for entry in found[50.0].fleet if entry.gpu == "l4" and entry.role == "mixed" and entry.tp == 1)
+    assert kept.count == 2
+
+
+def test_a_fleet_that_survives_a_node_has_as_much_on_others() -> None:
+    supply = {"l4": CHAT.supply["l4"].replace(count=None, max=12, gpus_per_node=2)}
+    lone = CHAT.replace(supply=supply, fleet=(FleetEntry(gpu="l4", role="mixed"),))
+    bare = capacity(lone, rate_per_s=0.6)
+    safe = capacity(lone.replace(limits=Limits(survive="node")), rate_per_s=0.6)
+    assert sum(entry.count for entry in safe.fleet) >= sum(entry.count for entry in bare.fleet) + 1
+    assert fatal_failures(safe.problem.problem, safe.routed) == []
+
+
+def test_looser_targets_never_cost_more_at_one_limit_of_utilisation() -> None:
+    asked = CHAT.replace(fleet=(), supply={"l4": {"max": 40}, "a40": {"max": 20}}, objective={"minimise": "cost"})
+    pools = pools_of(asked, None, None, 6.0, None)
+    values = [solve_fleet(capacity_problem(asked, pools, tightness).problem).value for tightness in (0.55, 0.8, 1.0, 1.5, 3.0)]
+    assert all(looser <= tighter * (1 + 1e-9) for tighter, looser in pairwise(values))
+    assert values[0] >= values[-1]

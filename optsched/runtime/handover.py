@@ -7,6 +7,7 @@ dies takes no other with it.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
@@ -71,6 +72,7 @@ class Exchange:
         self.wake_fd, self._bell = os.pipe()
         os.set_blocking(self.wake_fd, False)
         self._offers: dict[int, Tensor] = {}
+        self._spare: deque[Tensor] = deque(maxlen=1)
         self._changed = threading.Condition()
         self._listener = socket.create_server((setup.host, 0), backlog=128)
         host, port = self._listener.getsockname()[:2]
@@ -91,6 +93,19 @@ class Exchange:
     def fetch(self, transfer: int, address: tuple[str, int], shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Start fetching a cache; `came` has it when it is here, or says why it will not come."""
         threading.Thread(target=self._fetch, args=(transfer, address, shape, dtype), daemon=True).start()
+
+    def recycle(self, content: Tensor) -> None:
+        """Take memory back that came with a cache and is not needed any more: the system is slow to give fresh pages."""
+        self._spare.append(torch.empty(0, dtype=torch.uint8).set_(content.untyped_storage()))  # all of it, not just what was used
+
+    def _memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            spare = torch.empty(0, dtype=torch.uint8)
+        flat = spare[:size] if len(spare) >= size else torch.empty(size, dtype=torch.uint8)
+        return flat.view(dtype).view(shape)
 
     def hush(self) -> None:
         """Take note of every ring of the bell."""
@@ -136,7 +151,7 @@ class Exchange:
 
     def _fetch(self, transfer: int, address: tuple[str, int], shape: tuple[int, ...], dtype: torch.dtype) -> None:
         try:
-            content = torch.empty(shape, dtype=dtype)
+            content = self._memory(shape, dtype)
             with socket.create_connection(address, timeout=self._patience_s) as connection:
                 connection.sendall(_HEADER.pack(self._secret, transfer))
                 data = _bytes_of(content)

@@ -244,6 +244,7 @@ class Worker:
         self._pool.import_blocks(replica.blocks_of(conversation)[first:], came.content)
         replica.land(conversation)
         size = came.content.numel() * came.content.element_size()
+        self._exchange.recycle(came.content)
         news.append(Received(came.transfer, conversation, handover.first.turn, handover.source, came.end_s, size))
         del self._coming[conversation]
         if conversation in self._early:

@@ -9,7 +9,8 @@ from optsched.compiled import lean
 from optsched.simulator.heap import ARRIVAL, STEP_END, TRANSFER_END, TURN_READY, drop_first
 from optsched.simulator.queues import tell
 from optsched.simulator.state import ARRIVED, Engine, State
-from optsched.simulator.steps import end_steps, start_step
+from optsched.simulator.steps import start_step
+from optsched.simulator.tokens import end_steps
 from optsched.simulator.turns import land, next_turn, start_turn
 
 DRAINED, TELL, FULL, PAUSED = 0, 1, 2, 3

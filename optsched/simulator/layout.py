@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float64
 
 from optsched.batching.policies import FIRST_COME, PACING, STEADY, policy_parameters
 from optsched.batching.policies.dispatch import own_parameters
@@ -15,6 +16,8 @@ from optsched.placement.step_time import pack
 from optsched.simulator.coast import MOST_STALE
 from optsched.simulator.heap import ARRIVAL, Heap, push
 from optsched.simulator.state import Engine, GapBook, Outbox, Prefixes, Replicas, State, StepBuffer, Turns
+
+Array = np.ndarray
 
 
 def _replicas(plan: Plan, conversations: int) -> Replicas:
@@ -121,17 +124,24 @@ def engine_of(
     )
 
 
+def _links(plan: Plan) -> tuple[Float64[Array, "R R"], Float64[Array, "R R"]]:
+    """Return the time per byte and the latency from each replica to each; infinite where no link is."""
+    count = len(plan.replicas)
+    s_per_byte, latency_s = np.full((2, count, count), np.inf)
+    index_of = {replica.id: index for index, replica in enumerate(plan.replicas)}
+    for link in plan.links:
+        pair = index_of[link.source], index_of[link.target]
+        s_per_byte[pair], latency_s[pair] = 1 / link.bytes_per_s, link.latency_s
+    return s_per_byte, latency_s
+
+
 def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tokens: bool) -> State:
     """Lay out a simulation of a workload on a plan's replicas at time 0, with all arrivals in the heap."""
     conversations, count = workload.num_conversations, len(plan.replicas)
     heap = Heap.empty(2 * conversations + (MOST_STALE + 1) * count + 8)
     for index, arrival in enumerate(workload.arrival_s[: workload.concurrency]):
         push(heap, float(arrival), ARRIVAL, index)
-    rate, latency = np.full((count, count), np.inf), np.full((count, count), np.inf)
-    index_of = {replica.id: index for index, replica in enumerate(plan.replicas)}
-    for link in plan.links:
-        pair = index_of[link.source], index_of[link.target]
-        rate[pair], latency[pair] = 1 / link.bytes_per_s, link.latency_s
+    s_per_byte, latency_s = _links(plan)
     requests = Requests.empty(conversations)
     requests.identity[:] = np.arange(conversations)
     return State(
@@ -157,8 +167,8 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         outbox=_outbox(4 * conversations + 64),
         clock=np.zeros(1),
         counters=np.zeros(4, np.int64),
-        transfer_s_per_byte=rate,
-        transfer_latency_s=latency,
+        transfer_s_per_byte=s_per_byte,
+        transfer_latency_s=latency_s,
         sending_until_s=np.zeros(count),
         receiving_until_s=np.zeros(count),
         moved_s=np.full(conversations, np.nan),

@@ -19,7 +19,8 @@ from optsched.simulator import turns
 from optsched.simulator.layout import engine_of, initial_state
 from optsched.simulator.prefixes import release
 from optsched.simulator.queues import enqueue
-from optsched.simulator.steps import end_step, start_step
+from optsched.simulator.steps import start_step
+from optsched.simulator.tokens import end_step
 
 
 def replay(plan: Plan, workload: Workload, replica: int, journal: Sequence[Entry]) -> list[Decided]:

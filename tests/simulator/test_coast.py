@@ -122,7 +122,7 @@ def test_a_step_buffer_that_fills_again_and_again_loses_no_step_of_a_run(monkeyp
     workload = make_workload(turns, np.cumsum(generator.exponential(0.05, 12)).tolist(), gap_s=0.1)
     plan = make_plan(["prefill", "decode", "decode"])
     slow = simulate(plan, workload, coast=False)
-    monkeypatch.setattr(f"{simulate.__module__}._STEP_CAPACITY", 24)
+    monkeypatch.setattr("optsched.simulator.run._STEP_CAPACITY", 24)
     quick = simulate(plan, workload)
     assert_same(quick, slow)
     assert quick.iterations > 400

@@ -59,7 +59,7 @@ def address(policy: Policy) -> int:
 
 def use(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the simulator ask another policy than the plan's."""
-    for module in ("simulate", "replay"):
+    for module in ("run", "replay"):
         monkeypatch.setattr(f"optsched.simulator.{module}.policy_address", lambda _: address(policy))
 
 

@@ -190,7 +190,7 @@ def test_a_conversation_that_ends_on_its_prefiller_stops_waiting_for_a_decoder()
 
 
 def test_the_step_buffer_may_overflow(monkeypatch):
-    from optsched.simulator import simulate as module
+    from optsched.simulator import run as module
 
     monkeypatch.setattr(module, "_STEP_CAPACITY", 8)
     log = simulate(make_plan(["prefill", "decode"]), SWE)

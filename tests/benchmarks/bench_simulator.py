@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,13 +19,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from optsched import catalog
 from optsched.domain.plan import Plan
-from optsched.domain.scenario import Scenario
+from optsched.domain.scenario import FleetEntry, Scenario
 from optsched.domain.workload import Arrivals, Workload
 from optsched.planner.plan import Planned, plan_scenario
 from optsched.simulator.simulate import simulate
 from optsched.traces.arrivals import arrival_times
+from optsched.traces.loading import load_workload
 
 REQUESTS = 10_000
+FLEET_CONVERSATIONS = 10_000
 RATES = {"vllm": (3.0, 4.0, 8.0), "vllm-chunked": (3.0, 4.0, 8.0), "apt-serve": (4.0, 8.0)}
 SHORT = 4  # a replica that is short of memory has the fourth part
 SHORT_OF_MEMORY = "apt-serve, a quarter of the cache"
@@ -74,6 +77,36 @@ def at_rate(workload: Workload, rate_per_s: float) -> Workload:
     """Return the same requests at another rate."""
     arrivals = Arrivals(process="poisson", rate_per_s=rate_per_s, seed=1)
     return workload.with_arrivals(arrival_times(arrivals, workload.num_conversations))
+
+
+def large_fleet(conversations: int = FLEET_CONVERSATIONS) -> tuple[Plan, Workload]:
+    """Return agents' conversations of five turns under policy conserve, on 16 A40 that prefill and 48 that decode."""
+    asked = catalog.scenario("swe-agent-a40-conserve")
+    assert asked.workload is not None
+    fleet = (FleetEntry(gpu="a40", role="prefill", count=16), FleetEntry(gpu="a40", role="decode", count=48))
+    few = asked.workload.replace(conversations=8)
+    asked = asked.replace(fleet=fleet, supply={"a40": asked.supply["a40"].replace(count=64)}, workload=few)
+    plan = plan_scenario(asked, policy="conserve").plan
+    arrivals = Arrivals(process="poisson", rate_per_s=20.0, seed=1)
+    return plan, load_workload(plan.workload.replace(conversations=conversations, arrivals=arrivals))
+
+
+def fleet_speed() -> None:
+    """Print what running ahead gains in a large fleet, side by side."""
+    plan, workload = large_fleet()
+    log = simulate(plan, workload, record_tokens=False, check=False)
+    execute = partial(simulate, plan, workload, record_steps=False, record_tokens=False, check=False)
+    ahead_s, step_by_step_s = np.inf, np.inf
+    for _ in range(3):
+        ahead_s = min(ahead_s, cpu_s(execute, rounds=1))
+        step_by_step_s = min(step_by_step_s, cpu_s(partial(execute, coast=False), rounds=1))
+    loop = cpu_s(reference_loop)
+    print(
+        f"\n{workload.num_conversations:,} conversations ({workload.num_turns:,} requests) on {len(plan.replicas)} GPUs:"
+        f" {log.iterations:,} iterations, mean decode batch {log.steps.decode_sequences[log.steps.decode_sequences > 0].mean():.1f};"
+        f" {ahead_s:.1f} CPU s ({log.iterations / ahead_s:,.0f} iterations/s, {ahead_s / loop:.0f} loops),"
+        f" step by step {step_by_step_s:.1f}, {step_by_step_s / ahead_s:.2f}x."
+    )
 
 
 def reference_loop() -> None:
@@ -156,6 +189,7 @@ def main() -> None:
     from optsched.files import save
 
     speeds()
+    fleet_speed()
     print(f"\n100,000 requests: {memory_mb(100_000):.0f} MB resident at most; 10,000: {memory_mb(10_000):.0f} MB.")
     with TemporaryDirectory() as folder:
         path = str(Path(folder) / "plan.json")

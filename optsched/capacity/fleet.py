@@ -10,7 +10,7 @@ Parameters
 Variables
     N_a (``count_a``) integer; y_aj (``share_a_j``) share of class j, for types that serve several classes or serve at a cost; of
     the others y_aj stands for min(1, 1/b_aj) N_a; g_a (``changed_a``) replicas added or removed; z_aj (``only_a_j``) binary; for
-    each f in F: y_aj^f (``after_f_a_j``), R_f (``left_f``) integer, v_f (``gone_f``) binary
+    each f in F: R_f (``left_f``) integer, v_f (``gone_f``) binary
 
 ==============================  ===================================================  ==============================
 name in the solver              constraint                                           function
@@ -21,11 +21,14 @@ name in the solver              constraint                                      
 ``added_a``, ``removed_a``      g_a >= N_a - n_a, g_a >= n_a - N_a                   `count_changes`
 ``whole_a_j``                   y_aj = z_aj                                          `keep_classes_whole`
 ``left_f``, ``gone_f``          R_f <= N_f - l_f (1 - v_f), R_f <= M_f (1 - v_f)     `survive`
+``after_f_i``                   sum_(a != f) u_ia N_a + u_if R_f >= 1                `survive`
 ==============================  ===================================================  ==============================
 
-After the failure f the first two rows hold again for y^f, with R_f replicas of type f. Rows of F are added only for failures
-that the fleet found so far does not survive; the last program's bound is a bound on the whole. A stage that is served more than
-once over is trimmed afterwards: first mixed types to the whole class, then the others to what these leave.
+Counts N serve everything if and only if u N >= 1 for all prices u at which the whole demand costs at least 1 (duality of the
+routing program). So where a failure leaves a fleet that cannot serve everything, its routing program's duals u_i are a cut, and
+valid for the failure of every type (Benders' decomposition). Cuts are added only for fleets found so far; the last program's
+bound is a bound on the whole. A stage that is served more than once over is trimmed afterwards: first mixed types to the whole
+class, then the others to what these leave.
 
 Objective: minimise sum_a c_a N_a + sum_aj e_aj y_aj + sum_a m_a g_a.
 
@@ -36,14 +39,15 @@ coefficients near 1: solvers' absolute tolerances would otherwise let a few requ
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import numpy as np
 import pulp
+from jaxtyping import Float64
 
 from optsched.capacity.problem import FleetPlan, FleetProblem
 from optsched.errors import SolverUnavailableError
 
+Array = np.ndarray
 Shares = dict[tuple[int, int], pulp.LpVariable]
 Counts = dict[int, pulp.LpVariable]
 PER_CLASS = {"prefilled": "prefills", "decoded": "decodes"}
@@ -72,17 +76,19 @@ class FleetFormulation:
         self.direct = {
             a for a in self.types if len(self.served[a]) == 1 and not problem.whole and not problem.request_cost[a].any()
         }
-        self.share = self._shares("share", self.classes)
-        self.serve_every_class("", self.share, self.count, self.classes)
-        self.keep_within_utilisation("", self.share, self.count)
+        self.share = self._shares("share")
+        self.serve_every_class()
+        self.keep_within_utilisation()
         self.keep_within_limits()
-        self.changed: dict[int, pulp.LpVariable] = {}
+        self.changed: Counts = {}
+        self.left: Counts = {}
+        self.priced = 0
         self.count_changes()
         self.keep_classes_whole()
         self.minimise_cost()
 
-    def _shares(self, name: str, classes: Collection[int]) -> Shares:
-        flowing = [(a, j) for a in self.types if a not in self.direct for j in self.served[a] if j in classes]
+    def _shares(self, name: str) -> Shares:
+        flowing = [(a, j) for a in self.types if a not in self.direct for j in self.served[a]]
         return {(a, j): self.program.add_variable(f"{name}_{a}_{j}", lowBound=0, upBound=1) for a, j in flowing}
 
     def _direct_share(self, a: int) -> float:
@@ -90,32 +96,23 @@ class FleetFormulation:
         share = 1 / self.problem.load(a, self.served[a][0])
         return share if self.category == pulp.LpContinuous else min(1.0, share)
 
-    def _touched(self, failed: int) -> set[int]:
-        """Return the classes that a type serves, or that share a type with one of these, and so on."""
-        found = set(self.served[failed])
-        while True:
-            more = {j for a in self.types if found.intersection(self.served[a]) for j in self.served[a]}
-            if more <= found:
-                return found
-            found |= more
-
-    def serve_every_class(self, prefix: str, shares: Shares, counts: Counts, classes: Collection[int]) -> None:
+    def serve_every_class(self) -> None:
         """Require that all requests of each class are prefilled, and decoded."""
         for stage, attribute in PER_CLASS.items():
             able = getattr(self.problem, attribute)
-            for j in classes:
+            for j in self.classes:
                 if self.problem.demand_per_s[j] == 0:
                     continue
-                terms = [(shares[a, j], 1.0) for a in able if (a, j) in shares]
-                terms += [(counts[a], self._direct_share(a)) for a in able if a in self.direct and self.served[a] == [j]]
-                self.program += pulp.LpAffineExpression(terms) >= 1, f"{prefix}{stage}_{j}"
+                terms = [(self.share[a, j], 1.0) for a in able if (a, j) in self.share]
+                terms += [(self.count[a], self._direct_share(a)) for a in able if a in self.direct and self.served[a] == [j]]
+                self.program += pulp.LpAffineExpression(terms) >= 1, f"{stage}_{j}"
 
-    def keep_within_utilisation(self, prefix: str, shares: Shares, counts: Counts) -> None:
+    def keep_within_utilisation(self) -> None:
         """Require that each type's replicas can do their work: ``sum_j b_aj y_aj <= N_a``."""
         for a in self.types:
-            work = [(shares[a, j], self.problem.load(a, j)) for j in self.served[a] if (a, j) in shares]
+            work = [(self.share[a, j], self.problem.load(a, j)) for j in self.served[a] if (a, j) in self.share]
             if work:
-                self.program += pulp.LpAffineExpression(work) <= counts[a], f"{prefix}load_{a}"
+                self.program += pulp.LpAffineExpression(work) <= self.count[a], f"load_{a}"
 
     def keep_within_limits(self) -> None:
         """Require that the fleet takes no more of a resource than there is."""
@@ -154,20 +151,33 @@ class FleetFormulation:
             terms += [(changed, float(self.problem.change_cost[a])) for a, changed in self.changed.items()]
         self.program.setObjective(pulp.LpAffineExpression(terms))
 
-    def survive(self, failed: int) -> None:
-        """Require that everything is still served when one failure took its replicas of a type away."""
-        if self.problem.lost is None:
-            return
-        lost, most = int(self.problem.lost[failed]), int(self.ceiling[failed])
-        left = self.program.add_variable(f"left_{failed}", lowBound=0, upBound=most, cat=self.category)
-        gone = self.program.add_variable(f"gone_{failed}", cat=pulp.LpBinary)
-        self.program += left <= self.count[failed] - lost + lost * gone, f"left_{failed}"
-        self.program += left <= most - most * gone, f"gone_{failed}"
-        # What the failure does not touch is served as before.
-        touched = self._touched(failed)
-        shares, counts = self._shares(f"after_{failed}", touched), {**self.count, failed: left}
-        self.serve_every_class(f"after_{failed}_", shares, counts, touched)
-        self.keep_within_utilisation(f"after_{failed}_", shares, counts)
+    def survive(self, price: Float64[Array, " A"]) -> None:
+        """Require that what any failure leaves is worth the whole demand: ``sum_a u_a N_a - u_f (N_f - R_f) >= 1``.
+
+        Parameters
+        ----------
+        price
+            u_a, of a replica, at which no fleet that serves everything is worth less than 1
+            (`optsched.capacity.survival.shortage_prices`).
+        """
+        if not self.left:
+            self._count_what_is_left()
+        worth = [(a, float(price[a])) for a in self.types if price[a] > 0]
+        for failed, left in self.left.items():
+            if price[failed] > 0:
+                terms = [(left if a == failed else self.count[a], each) for a, each in worth]
+                self.program += pulp.LpAffineExpression(terms) >= 1, f"after_{failed}_{self.priced}"
+        self.priced += 1
+
+    def _count_what_is_left(self) -> None:
+        """Count the replicas of each type after its failure: ``R_f <= max(0, N_f - l_f)``."""
+        for a in self.types:
+            lost, most = 0 if self.problem.lost is None else int(self.problem.lost[a]), int(self.ceiling[a])
+            if lost and most:
+                self.left[a] = self.program.add_variable(f"left_{a}", lowBound=0, upBound=most, cat=self.category)
+                gone = self.program.add_variable(f"gone_{a}", cat=pulp.LpBinary)
+                self.program += self.left[a] <= self.count[a] - lost + lost * gone, f"left_{a}"
+                self.program += self.left[a] <= most - most * gone, f"gone_{a}"
 
     def extract_plan(self) -> FleetPlan:
         """Return the fleet of the solution; counts are rounded, and shares beyond the whole class are trimmed."""

@@ -11,7 +11,8 @@ from optsched.capacity.problem import FleetPlan, FleetProblem
 from optsched.capacity.solve import FleetInfeasibleError, solve_fleet
 
 Array = np.ndarray
-GAP = 1e-4
+GAP = 1e-5
+_TIE = 1e-4
 TIME_LIMIT_S = 20.0
 
 
@@ -73,6 +74,9 @@ def front(problem: FleetProblem, first: Measure, second: Measure, levels: int = 
     cheapest = solve_fleet(_minimising(plain, first), gap=GAP, time_limit_s=TIME_LIMIT_S)
     leanest = solve_fleet(_minimising(plain, second), gap=GAP, time_limit_s=TIME_LIMIT_S)
     limits = np.linspace(first.of(cheapest.plan), max(first.of(cheapest.plan), first.of(leanest.plan)), levels)
+    # A little of the first measure, so that of fleets equal in the second the one better in the first is found.
+    weight = _TIE * max(second.of(leanest.plan), 1e-12) / max(float(limits[0]), 1e-12)
+    both = Measure("both", second.per_replica + weight * first.per_replica, second.per_request)
     found: list[FrontPoint] = []
     for limit in np.unique(limits * (1 + 1e-9)):
         limited = replace(
@@ -80,10 +84,11 @@ def front(problem: FleetProblem, first: Measure, second: Measure, levels: int = 
             limits=np.append(plain.limits, limit),
         )  # fmt: skip
         try:
-            answer = solve_fleet(_minimising(limited, second), gap=GAP, time_limit_s=TIME_LIMIT_S)
+            answer = solve_fleet(_minimising(limited, both), gap=GAP, time_limit_s=TIME_LIMIT_S)
         except FleetInfeasibleError:  # by a rounding error, at the lowest limit
-            answer = cheapest
-        found.append(FrontPoint(answer.plan, first.of(answer.plan), second.of(answer.plan), min(answer.bound, answer.value)))
+            answer = replace(cheapest, bound=0.0)
+        value, bound = second.of(answer.plan), answer.bound - weight * float(limit)
+        found.append(FrontPoint(answer.plan, first.of(answer.plan), value, min(bound, value)))
     keep = nondominated(np.array([(point.first, point.second) for point in found]))
     return tuple(found[index] for index in keep)
 

@@ -10,7 +10,7 @@ import pulp
 
 from optsched.capacity.fleet import FleetFormulation, dual_bound, make_solver
 from optsched.capacity.problem import TOLERANCE, FleetPlan, FleetProblem
-from optsched.capacity.survival import fatal_failures
+from optsched.capacity.survival import failures_not_survived
 from optsched.domain.plan import Status
 from optsched.errors import InfeasibleError, NoPlanError, SolveError
 
@@ -57,7 +57,7 @@ class FleetAnswer:
     value, bound
         Of the objective.
     insured
-        Types whose failure had to be insured against explicitly.
+        Types whose failure some fleet found on the way did not survive.
     """
 
     plan: FleetPlan
@@ -97,22 +97,29 @@ def solve_fleet(problem: FleetProblem, *, gap: float = 0.0, time_limit_s: float 
     """
     started = time.perf_counter()
     _refuse_what_nobody_serves(problem)
-    formulation, insured = FleetFormulation(problem), []
+    formulation = FleetFormulation(problem)
+    insured: set[int] = set()
     while True:
         left_s = None if time_limit_s is None else max(0.0, time_limit_s - (time.perf_counter() - started))
         plan, proven, bound = _optimise(problem, formulation, gap, left_s)
-        fatal = [a for a in fatal_failures(problem, plan) if a not in insured]
+        fatal = failures_not_survived(problem, plan)
         if not fatal:
             break
-        for failed in fatal:
-            formulation.survive(failed)
-        insured += fatal
+        for price in fatal.values():
+            formulation.survive(price)
+        insured.update(fatal)
     if broken := problem.violations(plan):
         raise SolveError(f"The solver's fleet breaks a rule (a bug, please report it): {broken[0]}")
     value = problem.value(plan)
     done = proven and value - bound <= max(PROVEN * abs(value), PROVEN)
     return FleetAnswer(
-        plan, "OPTIMAL" if done else "FEASIBLE", value, min(bound, value), "highs", time.perf_counter() - started, tuple(insured)
+        plan,
+        "OPTIMAL" if done else "FEASIBLE",
+        value,
+        min(bound, value),
+        "highs",
+        time.perf_counter() - started,
+        tuple(sorted(insured)),
     )
 
 
@@ -131,9 +138,6 @@ def fewest_relaxations(problem: FleetProblem) -> tuple[Relaxation, ...]:
         replace(problem, limits=np.full(len(problem.limits), 1e12), present=None, follows=None, change_cost=None)
     )
     program, types = formulation.program, range(len(problem.types))
-    for failed in types if problem.lost is not None else ():
-        if problem.lost is not None and problem.lost[failed] and formulation.ceiling[failed]:
-            formulation.survive(failed)
     extra, beyond = {}, {}
     for k, limit in enumerate(problem.limits.tolist()):
         most = float(formulation.ceiling @ problem.uses[:, k])
@@ -143,20 +147,34 @@ def fewest_relaxations(problem: FleetProblem) -> tuple[Relaxation, ...]:
         program += used <= limit + extra[k], f"elastic_{k}"
         program += extra[k] <= max(0.0, most - limit) * beyond[k], f"beyond_{k}"
     program.setObjective(pulp.lpSum(beyond.values()))
-    program.solve(make_solver(60.0, 0.0))
+    _solve_until_it_survives(problem, formulation)
     if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return ()
     fewest = round(sum(variable.value() or 0.0 for variable in beyond.values()))
     program += pulp.lpSum(beyond.values()) <= fewest, "fewest"
     scale = {k: 1 / max(1.0, limit) for k, limit in enumerate(problem.limits.tolist())}
     program.setObjective(pulp.LpAffineExpression([(extra[k], scale[k]) for k in extra]))
-    program.solve(make_solver(60.0, 0.0))
+    _solve_until_it_survives(problem, formulation)
     found = []
     for k, limit in enumerate(problem.limits.tolist()):
         more = extra[k].value() or 0.0
         if more > TOLERANCE * max(1.0, limit):
             found.append(Relaxation(problem.resources[k], limit, limit + more))
     return tuple(found)
+
+
+def _solve_until_it_survives(problem: FleetProblem, formulation: FleetFormulation) -> None:
+    """Solve the program as it stands, with cuts for the failures that its fleet does not survive, until it survives all."""
+    solved = (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
+    while True:
+        formulation.program.solve(make_solver(60.0, 0.0))
+        if formulation.program.sol_status not in solved:
+            return
+        fatal = failures_not_survived(problem, formulation.extract_plan())
+        if not fatal:
+            return
+        for price in fatal.values():
+            formulation.survive(price)
 
 
 def _refuse_what_nobody_serves(problem: FleetProblem) -> None:

@@ -166,7 +166,9 @@ def test_meeting_the_targets_comes_before_the_objective():
 
 
 def test_the_placement_on_an_open_fleet_is_the_one_that_the_same_fleet_gets_when_it_is_fixed():
-    scenario = small("swe-agent-a40", 14).replace(supply={"a40": {"count": 2, "power_caps_w": (200, 300)}}, objective={"minimise": "ttfet"})
+    scenario = small("swe-agent-a40", 14).replace(
+        supply={"a40": {"count": 2, "power_caps_w": (200, 300)}}, objective={"minimise": "ttfet"}
+    )
     chosen = plan_scenario(validate(Scenario, scenario.model_dump()), policy="optimised").plan
     alike = Counter((replica.gpu, replica.power_cap_w, replica.role) for replica in chosen.replicas)
     fleet = tuple(FleetEntry(gpu=gpu, power_cap_w=cap, role=role, count=count) for (gpu, cap, role), count in alike.items())

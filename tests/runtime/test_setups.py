@@ -6,10 +6,10 @@ import pytest
 from factories import make_plan, make_workload
 
 from optsched.errors import InfeasibleError
-from optsched.runtime.setups import worker_setups
+from optsched.runtime import execute
 
 
 def test_pools_beyond_this_machine_s_memory_are_refused_before_any_worker_starts() -> None:
     plan = make_plan(["prefill", "decode"], kv_blocks=10**9)
     with pytest.raises(InfeasibleError, match=r"caches and weights take .* GB, this machine has .* GB"):
-        worker_setups(plan, make_workload([[(10, 2)]], [0.0]), 0, "cpu")
+        execute(plan, make_workload([[(10, 2)]], [0.0]))

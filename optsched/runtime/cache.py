@@ -55,6 +55,11 @@ class BlockPool:
         room = self.hidden_tokens * llm.hidden_size
         self._hidden = self.storage[:, :, :room].view(*shape[:2], self.hidden_tokens, llm.hidden_size) if room else None
 
+    @property
+    def moved_width(self) -> int:
+        """Numbers per layer and block of what `export_blocks` returns."""
+        return int(self.storage.shape[2])
+
     def write_kv(self, layer: int, block: Tensor, offset: Tensor, key_value: Tensor) -> None:
         """Store keys and values (T, 2, h_kv, d_h) at offsets (T,) of blocks (T,)."""
         self._kv[layer][block, offset] = key_value

@@ -56,6 +56,8 @@ class Setup:
         How long it waits for another worker before it calls the link lost.
     keep_journal
         Whether to report every event and decision.
+    tp
+        Ranks that share the replica.
     double
         Compute in float64 whatever the llm's data type, so that no two ways of computing a token can differ.
     """
@@ -72,6 +74,7 @@ class Setup:
     host: str = "127.0.0.1"
     patience_s: float = 60.0
     keep_journal: bool = False
+    tp: int = 1
     double: bool = False
 
 

@@ -48,7 +48,8 @@ class Replica:
         self.idle: list[int] = []
         self._decide = compiled_policy(limits.policy)
         hidden = model.llm.hidden_ratio
-        self._hidden_ratio = float(hidden) if hidden < 1 else 0.0
+        # Ranks would each keep all of a hidden cache, which is no saving: they hold KV cache alone.
+        self._hidden_ratio = float(hidden) if hidden < 1 and model.group is None else 0.0
         self._per_block = np.array([pool.block_tokens, max(pool.hidden_tokens, 1), pool.block_tokens])  # by kind of cache
 
     # --- what arrives and leaves

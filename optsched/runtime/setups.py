@@ -12,10 +12,13 @@ from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError, SpecError
 from optsched.placement.room import refuse_what_cannot_fit
 from optsched.runtime.messages import Limits, Setup
+from optsched.runtime.model.shard import shard_llm
 from optsched.runtime.model.weights import refuse_what_cannot_run
 
 
-def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patience_s: float = 60.0) -> list[Setup]:
+def worker_setups(
+    plan: Plan, workload: Workload, seed: int, device: str, patience_s: float = 60.0, backend: str = "local"
+) -> list[Setup]:
     """Return what each worker of a plan builds.
 
     Raises
@@ -33,7 +36,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patien
         raise SpecError("true: the workers do not share prompts' cache; leave it out", field="engine.prefix_caching")
     llms = {llm.name: llm for llm in plan.llms}
     for replica in plan.replicas:
-        _refuse_what_cannot_run(replica, llms[replica.llm], workload)
+        _refuse_what_cannot_run(replica, llms[replica.llm], workload, device, backend)
     refuse_what_cannot_fit(plan, workload)
     parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
     return [
@@ -58,6 +61,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patien
             ),
             device=device,
             patience_s=patience_s,
+            tp=replica.tp,
         )
         for index, (replica, law) in enumerate(zip(plan.replicas, law_rows(plan.replicas), strict=True))
     ]
@@ -84,13 +88,19 @@ def refuse_what_memory_cannot_hold(plan: Plan) -> None:
         )
 
 
-def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload) -> None:
+def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload, device: str, backend: str) -> None:
     refuse_what_cannot_run(llm.shape)
-    if replica.tp > 1 or replica.pp > 1:
+    if replica.pp > 1:
         raise SpecError(
-            f"replica {replica.id!r} has tp {replica.tp} and pp {replica.pp}; the runtime runs one GPU per replica. "
-            "Simulate the plan, or plan replicas with tp 1 and pp 1."
+            f"replica {replica.id!r} has pp {replica.pp}; the runtime runs no pipelines. "
+            "Simulate the plan, or plan replicas with pp 1."
         )
+    if replica.tp > 1 and (device, backend) != ("cpu", "local"):
+        raise SpecError(
+            f"replica {replica.id!r} has tp {replica.tp}; ranks share a replica on local cpu workers only. "
+            "Simulate the plan, or plan replicas with tp 1."
+        )
+    shard_llm(llm.shape, replica.tp)
     longest = int(workload.peak_tokens.max(initial=0))
     if longest > llm.shape.max_positions:
         raise SpecError(

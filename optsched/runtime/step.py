@@ -36,19 +36,22 @@ def step(model: Transformer, pool: BlockPool, batch: Batch) -> Int64[Array, " B"
     if batch.emits.any():
         following[batch.emits] = step_logits(model, pool, batch).argmax(dim=-1).cpu().numpy()
     else:
-        _stream(model, pool, batch)
+        residual_stream(model, pool, batch)
     return following
 
 
 def step_logits(model: Transformer, pool: BlockPool, batch: Batch) -> Tensor:
     """Do as `step`, but return the logits (sequences that emit, vocabulary)."""
-    stream = _stream(model, pool, batch)
+    stream = residual_stream(model, pool, batch)
     last = torch.from_numpy((np.cumsum(batch.new) - 1)[batch.emits]).to(model.device)
     with torch.inference_mode():
         return model.logits(stream[last])
 
 
-def _stream(model: Transformer, pool: BlockPool, batch: Batch) -> Tensor:
+def residual_stream(model: Transformer, pool: BlockPool, batch: Batch) -> Tensor:
+    """Compute a batch's new tokens, store their caches, and return the last layer's residual stream (T, d)."""
+    if model.group is not None:
+        model.group.announce(batch)
     with torch.inference_mode():
         plan = AttentionPlan(model, pool, batch)
         positions = torch.from_numpy(plan.positions).to(model.device)

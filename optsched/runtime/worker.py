@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from multiprocessing.connection import Connection, wait
@@ -35,6 +36,7 @@ from optsched.runtime.messages import (
 )
 from optsched.runtime.model.loading import weights_of
 from optsched.runtime.model.transformer import Transformer
+from optsched.runtime.ranks import Ranks, ShardedPool, sharded_model
 from optsched.runtime.recorder import Clock, Recorder
 from optsched.runtime.replica import Replica
 
@@ -81,7 +83,8 @@ def serve(setup: Setup, connection: Connection, busy: Flags) -> int:
     code, recorder = 0, Recorder(keep_journal=setup.keep_journal)
     try:
         torch.set_num_threads(1)
-        Worker(setup, connection, busy, recorder).run()
+        with contextlib.closing(Worker(setup, connection, busy, recorder)) as worker:
+            worker.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # the controller is gone
     except Exception as error:
@@ -107,10 +110,8 @@ class Worker:
     def __init__(self, setup: Setup, connection: Connection, busy: Flags, recorder: Recorder) -> None:
         self._setup, self._connection, self._busy = setup, connection, busy
         self._clock, self._recorder = Clock(), recorder
-        llm, device, dtype = setup.llm, setup.device, torch.float64 if setup.double else None
-        weights = weights_of(llm, setup.weights, setup.seed, dtype, device)
-        self._model = Transformer(llm, weights)
-        self._pool = BlockPool(llm, setup.kv_blocks, setup.limits.block_tokens, self._model.dtype, device)
+        self._ranks: Ranks | None = None
+        self._model, self._pool = self._build(setup)
         self._exchange = Exchange(setup, self._clock)
         self._replica = Replica(setup.index, self._model, self._pool, setup.limits, setup.seed, self._clock, self._recorder)
         self._expected: deque[Receive] = deque()
@@ -118,6 +119,21 @@ class Worker:
         self._leaving: dict[int, Send] = {}
         self._early: dict[int, StartTurn | Park] = {}
         self._reported_s = 0.0
+
+    def _build(self, setup: Setup) -> tuple[Transformer, BlockPool]:
+        blocks, block_tokens = setup.kv_blocks, setup.limits.block_tokens
+        if setup.tp > 1:
+            self._ranks = Ranks(setup)
+            model = sharded_model(setup, 0, self._ranks)
+            return model, ShardedPool(model.llm, blocks, block_tokens, model.dtype, self._ranks)
+        dtype = torch.float64 if setup.double else None
+        model = Transformer(setup.llm, weights_of(setup.llm, setup.weights, setup.seed, dtype, setup.device))
+        return model, BlockPool(setup.llm, blocks, block_tokens, model.dtype, setup.device)
+
+    def close(self) -> None:
+        """End the other ranks, if there are any."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -253,8 +269,8 @@ class Worker:
     def _shape(self, handover: Receive) -> tuple[int, int, int]:
         """Return the shape of what moves: layers, blocks, numbers per block."""
         blocks = len(self._replica.blocks_of(handover.first.conversation))
-        layers, _, width = self._pool.storage.shape
-        return layers, blocks - self._replica.first_moving(handover.cache, handover.kept), width
+        moving = blocks - self._replica.first_moving(handover.cache, handover.kept)
+        return self._pool.storage.shape[0], moving, self._pool.moved_width
 
 
 def warm_up(replica: Replica, setup: Setup) -> None:
@@ -262,7 +278,7 @@ def warm_up(replica: Replica, setup: Setup) -> None:
     budget = setup.limits.max_batched_tokens
     room = (setup.kv_blocks // 4) * setup.limits.block_tokens
     long = max(1, min(budget + budget // 2, setup.llm.max_positions - 8, room - 8))
-    kinds = (False, True) if setup.llm.hidden_ratio < 1 else (False,)
+    kinds = (False, True) if setup.llm.hidden_ratio < 1 and setup.tp == 1 else (False,)
     steps_left = 200 + 6 * long
     for hidden in kinds:
         for conversation, length in enumerate((long, max(1, long // 8), 1)):

@@ -135,9 +135,12 @@ def test_an_interrupt_and_the_time_limit_leave_no_process() -> None:
 def test_what_cannot_run_is_refused_before_any_process_starts() -> None:
     workload = make_workload([[(100, 100)]], [0.0])
     plan = make_plan(["mixed"], policy="collocated")
-    two = plan.replicas[0].replace(tp=2)
-    with pytest.raises(SpecError, match="replica 'r0' has tp 2 and pp 1; the runtime runs one GPU per replica"):
-        execute(plan.replace(replicas=(two,)), workload)
+    with pytest.raises(SpecError, match="replica 'r0' has pp 2; the runtime runs no pipelines"):
+        execute(plan.replace(replicas=(plan.replicas[0].replace(pp=2),)), workload)
+    with pytest.raises(SpecError, match="2 KV heads and a feed-forward of 128, which 4 ranks cannot share evenly"):
+        execute(plan.replace(replicas=(plan.replicas[0].replace(tp=4),)), workload)
+    with pytest.raises(SpecError, match="replica 'r0' has tp 2; ranks share a replica on local cpu workers only"):
+        execute(plan.replace(replicas=(plan.replicas[0].replace(tp=2),)), workload, device="cuda")
     short = PlanLlm(name="tiny", shape=TINY.replace(max_positions=128))
     with pytest.raises(SpecError, match=r"reaches 200 tokens; tiny has positions for 128. Shorten the workload"):
         execute(plan.replace(llms=(short,)), workload)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from optsched.domain.llm import Llm
 from optsched.runtime.model.weights import LayerWeights, Weights
+
+if TYPE_CHECKING:
+    from optsched.runtime.attention import Batch
 
 OPT_POSITION_OFFSET = 2  # the first two rows of OPT's position table are unused (transformers, OPTLearnedPositionalEmbedding)
 
@@ -21,8 +24,20 @@ class Angles(NamedTuple):
     sine: Tensor
 
 
+class Group(Protocol):
+    """The ranks that share an llm."""
+
+    def announce(self, command: Batch) -> None:
+        """Have the other ranks compute the same batch."""
+        ...
+
+    def reduce(self, partial: Tensor) -> Tensor:
+        """Return the sum of what all ranks have."""
+        ...
+
+
 class Transformer:
-    """An llm with its weights.
+    """An llm with its weights, or a rank's part of one.
 
     Parameters
     ----------
@@ -30,10 +45,12 @@ class Transformer:
         Its shape.
     weights
         Its weights, all of one data type on one device.
+    group
+        Who has the other parts; None: there are none.
     """
 
-    def __init__(self, llm: Llm, weights: Weights) -> None:
-        self.llm, self.weights = llm, weights
+    def __init__(self, llm: Llm, weights: Weights, group: Group | None = None) -> None:
+        self.llm, self.weights, self.group = llm, weights, group
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._cosine, self._sine = self._rotary_tables()
 
@@ -84,14 +101,17 @@ class Transformer:
     def after_attention(self, layer: int, stream: Tensor, attended: Tensor) -> Tensor:
         """Add the output projection of `attended` (T, h_q d_h) and then the feed-forward to the residual stream (T, d)."""
         weights = self.weights.layers[layer]
-        stream = stream + functional.linear(attended, weights.out, weights.out_bias)
+        stream = stream + self._summed(functional.linear(attended, weights.out, weights.out_bias))
         inner = functional.linear(self._norm(stream, weights.ffn_norm, weights.ffn_norm_bias), weights.up, weights.up_bias)
         if self.llm.gated_ffn:
             gate, up = inner.chunk(2, dim=-1)
             inner = functional.silu(gate) * up
         else:
             inner = functional.relu(inner)
-        return stream + functional.linear(inner, weights.down, weights.down_bias)
+        return stream + self._summed(functional.linear(inner, weights.down, weights.down_bias))
+
+    def _summed(self, partial: Tensor) -> Tensor:
+        return partial if self.group is None else self.group.reduce(partial)
 
     def logits(self, stream: Tensor) -> Tensor:
         """Return the logits (T, vocabulary) of rows of the last layer's residual stream."""

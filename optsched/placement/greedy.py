@@ -61,7 +61,7 @@ def greedy(
         return plans[0]
     search = Neighbourhood(problem, seed=seed, home=start, moved_cost=moved_cost)
     if effort >= 2 * FEWEST_TRIED * _once(problem, feeding=True):
-        listed = search.build(least, _pairs_tried(problem, effort), until_s=until_s, work=effort / 2)
+        listed = search.build(least, _pairs_tried(problem, effort), until_s=until_s, work=0.8 * effort)
         plans += [] if listed is None else [listed]
     scores = [search.start_from(plan) for plan in plans]
     search.start_from(plans[scores.index(min(scores))])

@@ -34,7 +34,7 @@ def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, 
             return [scenario.fleet]
         mixed = tuple(entry.replace(role="mixed", max_batched_tokens=None) for entry in scenario.fleet)
         return [mixed] if policy not in EITHER or mixed == scenario.fleet else [mixed, scenario.fleet]
-    sizes = _replica_counts(scenario, llm)
+    sizes = replica_counts(scenario, llm)
     found: list[tuple[FleetEntry, ...]] = []
     if policy in ALL_MIXED or policy in EITHER:
         found.extend(tuple(fleet) for fleet in _mixed(scenario, sizes))
@@ -48,7 +48,14 @@ def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, 
     return found
 
 
-def _replica_counts(scenario: Scenario, llm: Llm) -> dict[str, tuple[int, int]]:
+def replica_counts(scenario: Scenario, llm: Llm) -> dict[str, tuple[int, int]]:
+    """Return for each gpu of the supply how many replicas it makes, and of how many GPUs each, without those too small.
+
+    Raises
+    ------
+    InfeasibleError
+        If no gpu holds the llm.
+    """
     counts: dict[str, tuple[int, int]] = {}
     last: InfeasibleError | None = None
     for name, supply in scenario.supply.items():
@@ -64,7 +71,8 @@ def _replica_counts(scenario: Scenario, llm: Llm) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _caps(scenario: Scenario, gpu: str) -> tuple[float, ...]:
+def caps_of(scenario: Scenario, gpu: str) -> tuple[float, ...]:
+    """Return the power caps to choose from, in watts: those of the supply, or the datasheet's."""
     return scenario.supply[gpu].power_caps_w or (catalog.gpu(gpu).datasheet.power_w,)
 
 
@@ -73,7 +81,7 @@ def _entry(gpu: str, cap: float, role: Role, count: int, tp: int) -> list[FleetE
 
 
 def _mixed(scenario: Scenario, sizes: dict[str, tuple[int, int]]) -> Iterator[list[FleetEntry]]:
-    for caps in product(*(_caps(scenario, gpu) for gpu in sizes)):
+    for caps in product(*(caps_of(scenario, gpu) for gpu in sizes)):
         yield [
             e for (gpu, (count, tp)), cap in zip(sizes.items(), caps, strict=True) for e in _entry(gpu, cap, "mixed", count, tp)
         ]
@@ -85,7 +93,7 @@ def _split(scenario: Scenario, sizes: dict[str, tuple[int, int]]) -> Iterator[li
     for prefillers in product(*(_numbers(count) for count, _ in sizes.values())):
         if not 0 < sum(prefillers) < total:
             continue
-        caps = [product(_caps(scenario, gpu), _caps(scenario, gpu)) for gpu in sizes]
+        caps = [product(caps_of(scenario, gpu), caps_of(scenario, gpu)) for gpu in sizes]
         for choice in product(*caps):
             fleet = [
                 entry

@@ -15,7 +15,7 @@ from optsched.domain.llm import Llm
 from optsched.domain.log import ExecutionLog
 from optsched.domain.plan import Certificate, Plan, PlanBatching, PlanLlm, PlanPlacement, PlanSlo, PlanWorkload
 from optsched.domain.results import Clock, Metrics, Normalised, Quantiles, Tokens
-from optsched.domain.scenario import Objective, PlacementPolicyName, Scenario
+from optsched.domain.scenario import FleetEntry, Objective, PlacementPolicyName, Scenario
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, OptschedError, PlanError, SpecError
 from optsched.files import canonical_sha256
@@ -23,6 +23,7 @@ from optsched.placement.policies import CARRY_BACK, PER_TURN, parameter_names
 from optsched.placement.problem import PlacementPlan, percentile_95
 from optsched.planner.candidates import fleets
 from optsched.planner.certify import bound_of, certify, uncertified
+from optsched.planner.operating import best_fleet
 from optsched.planner.optimise import optimise_all, place
 from optsched.planner.replicas import make_links, make_replicas, standalone_reference
 from optsched.planner.tune import tuned
@@ -101,9 +102,15 @@ def plan_scenario(
         drafts = tuned(drafts[:MAX_SIMULATED], lambda draft, metrics: rank(scenario, draft, metrics), progress)
         progress = None
     bound, solver = min(bounds), "policy"
+
+    def draft_on(fleet: tuple[FleetEntry, ...]) -> Plan:
+        fixed = drafts_of(scenario.replace(fleet=fleet), llm, described, name)[0]
+        return fixed.replace(scenario_sha256=canonical_sha256(scenario))
+
     if name == "optimised":
         objective = scenario.objective.minimise[0]
-        drafts, bound, solver = optimise_all(drafts[:MAX_SIMULATED], bounds, workload, objective, progress)
+        together = best_fleet(scenario, llm, drafts, workload, objective, draft_on)
+        drafts, bound, solver = together or optimise_all(drafts[:MAX_SIMULATED], bounds, workload, objective, progress)
         progress = None
     best: _Candidate | None = None
     failure: OptschedError | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -183,3 +184,21 @@ def test_large_supplies_are_split_in_a_few_ways_only():
     options = fleets(validate(Scenario, scenario.model_dump()), catalog.llm("qwen3-0.6b"), "optimised")
     prefillers = [sum(entry.count for entry in fleet if entry.role == "prefill") for fleet in options]
     assert prefillers == [0, 8, 16, 24, 32, 40, 48, 56]
+
+
+@pytest.mark.parametrize("objective", ["ttfet", "energy"])
+def test_roles_caps_and_placement_of_a_small_open_fleet_are_proven_together(objective):
+    data = small("swe-agent-a40", 4).replace(supply={"a40": {"count": 2, "power_caps_w": (200, 300)}}, objective={"minimise": objective})
+    scenario = validate(Scenario, data.model_dump())
+    planned = plan_scenario(scenario, policy="optimised")
+    certificate = planned.plan.certificate
+    assert certificate.solver == "operating-walk"
+    assert planned.plan.violations() == []
+    caps = [FleetEntry(gpu="a40", power_cap_w=cap, role=role) for cap in (200, 300) for role in ("prefill", "decode", "mixed")]
+    values = []
+    for fleet in itertools.combinations_with_replacement(caps, 2):
+        if {entry.role for entry in fleet} not in ({"prefill"}, {"decode"}):
+            values.append(plan_scenario(scenario.replace(fleet=fleet), policy="optimised").plan.certificate.value)
+    assert len(values) == 15
+    assert certificate.bound == pytest.approx(min(values), rel=1e-6)
+    assert certificate.value >= certificate.bound

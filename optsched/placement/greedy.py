@@ -8,7 +8,7 @@ from optsched.placement.alone import alone
 from optsched.placement.evaluate import rank
 from optsched.placement.neighbourhood import Neighbourhood
 from optsched.placement.problem import PlacementPlan, PlacementProblem
-from optsched.placement.rule import by_rule
+from optsched.placement.rule import Crowd, Rule, by_rule
 
 WORK_PER_TURN = 5_000
 """How often each turn is timed again, by default; a second is about a million turns."""
@@ -36,8 +36,8 @@ def greedy(
 ) -> PlacementPlan:
     """Return a placement of any number of conversations.
 
-    The best of a rule on estimated queues, of list scheduling by the evaluator and of the placement to start from; then
-    large-neighbourhood search. The same arguments give the same placement unless the time runs out.
+    The best of two rules on estimated queues and crowds, of list scheduling by the evaluator and of the placement to start
+    from; then large-neighbourhood search. The same arguments give the same placement unless the time runs out.
 
     Parameters
     ----------
@@ -56,12 +56,14 @@ def greedy(
     until_s = time.perf_counter() + time_limit_s
     least = alone(problem)
     effort = default_work(problem) if work is None else work
-    plans = [by_rule(problem, least)] + ([] if start is None else [start])
+    rules = [by_rule(problem, least, kind) for kind in (Rule, Crowd)]
     if not effort and start is None:
-        return plans[0]
+        return min(rules, key=lambda plan: rank(problem, plan))
+    plans = rules + ([] if start is None else [start])
     search = Neighbourhood(problem, seed=seed, home=start, moved_cost=moved_cost)
     if effort >= 2 * FEWEST_TRIED * _once(problem, feeding=True):
-        listed = search.build(least, _pairs_tried(problem, effort), until_s=until_s, work=0.8 * effort)
+        better = Rule if rank(problem, rules[0]) <= rank(problem, rules[1]) else Crowd
+        listed = search.build(better(problem, least), _pairs_tried(problem, effort), until_s=until_s, work=0.8 * effort)
         plans += [] if listed is None else [listed]
     scores = [search.start_from(plan) for plan in plans]
     search.start_from(plans[scores.index(min(scores))])

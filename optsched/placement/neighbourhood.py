@@ -7,14 +7,13 @@ import time
 import numpy as np
 from jaxtyping import Int64
 
-from optsched.placement.alone import Alone
 from optsched.placement.clockwork import clockwork, empty_schedule
 from optsched.placement.limits import limits_of
 from optsched.placement.problem import PlacementPlan, PlacementProblem
 from optsched.placement.queues import NOBODY
 from optsched.placement.retime import Case, Reach, Timed, retime
 from optsched.placement.ruin import MOST, Bench, Choices, Spoiled, put_back, search
-from optsched.placement.rule import Rule
+from optsched.placement.rule import Crowd, Rule
 from optsched.placement.score import CODES, Aim, score
 from optsched.placement.tables import tables_of
 
@@ -63,14 +62,14 @@ class Neighbourhood:
         self.work = 0
 
     def build(
-        self, least: Alone, pairs: int, *, until_s: float = float("inf"), work: float = float("inf")
+        self, rule: Rule | Crowd, pairs: int, *, until_s: float = float("inf"), work: float = float("inf")
     ) -> PlacementPlan | None:
         """Place by arrival, each conversation where those so far are best off; by the rule alone once the time is up.
 
         Parameters
         ----------
-        least
-            Times alone, for the rule.
+        rule
+            Which pairs are the most promising; nobody has been placed by it yet.
         pairs
             How many pairs are tried for each, the best ones by the rule.
         until_s
@@ -83,7 +82,7 @@ class Neighbourhood:
         PlacementPlan or None
             None if the work did not suffice.
         """
-        rule, bench = Rule(self.problem, least), self.bench
+        least, bench = rule.least, self.bench
         index = {pair: number for number, pair in enumerate(self.problem.pairs)}
         for c in range(self.problem.workload.num_conversations):
             order = rule.order(c)[: 1 if time.perf_counter() >= until_s else pairs]

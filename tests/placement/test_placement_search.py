@@ -15,7 +15,7 @@ from optsched.placement.greedy import greedy
 from optsched.placement.neighbourhood import Neighbourhood
 from optsched.placement.problem import GOALS, PlacementPlan, PlacementProblem
 from optsched.placement.retime import assign, retime
-from optsched.placement.rule import by_rule
+from optsched.placement.rule import Crowd, Rule, by_rule
 from optsched.placement.score import score, smallest
 from optsched.placement.solve import solve
 
@@ -61,11 +61,11 @@ def test_the_search_keeps_its_books_and_never_ends_worse_than_it_starts(problem,
 @given(problems(most=6))
 def test_list_scheduling_places_everyone_and_the_search_repeats_itself(problem) -> None:
     least = alone(problem)
-    built = Neighbourhood(problem).build(least, 3)
+    built = Neighbourhood(problem).build(Rule(problem, least), 3)
     assert built.violations(problem) == []
     one, two = greedy(problem, work=4_000, seed=3), greedy(problem, work=4_000, seed=3)
     assert (one.prefill.tolist(), one.decode.tolist()) == (two.prefill.tolist(), two.decode.tolist())
-    assert rank(problem, one) <= min(rank(problem, built), rank(problem, by_rule(problem, least)))
+    assert rank(problem, one) <= min(rank(problem, by_rule(problem, least, kind)) for kind in (Rule, Crowd))
 
 
 def crowd(count: int, replicas: int = 4, **changes: object) -> PlacementProblem:

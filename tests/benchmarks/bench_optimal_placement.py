@@ -21,7 +21,7 @@ from optsched.placement.alone import alone
 from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import objective_of
 from optsched.placement.generators import PlacementRecipe, generate, read_recipes
-from optsched.placement.partition.columns import MOST_CONVERSATIONS, independent
+from optsched.placement.partition.columns import MOST_CONVERSATIONS
 from optsched.placement.problem import PlacementProblem
 from optsched.placement.rule import by_rule
 from optsched.placement.solve import solve
@@ -42,7 +42,10 @@ def answers(
         started = process_time()
         found = solve(problem, "greedy", time_limit_s=600)
         spent_s = process_time() - started
-        small = recipe.conversations <= MOST_CONVERSATIONS and independent(problem)
+        small = recipe.conversations <= MOST_CONVERSATIONS
+        assert found.plan is not None
+        if broken := found.plan.violations(problem):
+            raise SystemExit(f"{recipe.name}: {broken[0]}")
         yield recipe, problem, rule, found, spent_s, solve(problem, time_limit_s=300) if small else None
 
 

@@ -25,7 +25,7 @@ from optsched.placement.solve import solve
 
 FILE = Path(__file__).resolve().parents[2] / "instances" / "placement" / "recipes.toml"
 SHARED = read_recipes(FILE)
-SMALL = [recipe for recipe in SHARED.recipes if recipe.conversations == 12]
+SMALL = [recipe for recipe in SHARED.recipes if recipe.conversations <= 12]
 INDEPENDENT = problems(most=4).filter(independent)
 
 

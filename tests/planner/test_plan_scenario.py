@@ -188,7 +188,9 @@ def test_large_supplies_are_split_in_a_few_ways_only():
 
 @pytest.mark.parametrize("objective", ["ttfet", "energy"])
 def test_roles_caps_and_placement_of_a_small_open_fleet_are_proven_together(objective):
-    data = small("swe-agent-a40", 4).replace(supply={"a40": {"count": 2, "power_caps_w": (200, 300)}}, objective={"minimise": objective})
+    data = small("swe-agent-a40", 4).replace(
+        supply={"a40": {"count": 2, "power_caps_w": (200, 300)}}, objective={"minimise": objective}
+    )
     scenario = validate(Scenario, data.model_dump())
     planned = plan_scenario(scenario, policy="optimised")
     certificate = planned.plan.certificate

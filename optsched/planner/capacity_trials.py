@@ -25,7 +25,9 @@ Array = np.ndarray
 SEEDS = 20
 """Seeds that a fleet is simulated with at most: the scenario's and those that follow. One in twenty may miss a target."""
 FIRST = 3
-"""Seeds with which no target may be missed, and after which a fleet with room to spare needs no more."""
+"""Seeds with which no target may be missed."""
+SOME = 8
+"""Seeds after which a fleet with room to spare needs no more."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -117,9 +119,10 @@ def simulated_metrics(scenario: Scenario, pool: Pool, fleet: tuple[FleetEntry, .
 def judged(draft: Plan, pools: Iterable[Pool], most_misses: int = 0) -> tuple[bool, tuple[str, float]]:
     """Tell whether a fleet keeps its targets with nearly all seeds, and the target that it misses most.
 
-    It does not if it misses one with any of the first `FIRST` seeds, or with more than `most_misses`. It does as soon as the
-    violations so far leave so much room that 19 of 20 further seeds can be expected to keep the targets, too (the prediction
-    interval of a normal distribution), or if all seeds were tried.
+    It does not if it misses one with any of the first `FIRST` seeds, or with more than `most_misses`. It does if all seeds were
+    tried; if the first `FIRST` are all alike, since nobody misses anything; and from `SOME` on as soon as the violations so far
+    leave so much room that 99 of 100 further seeds can be expected to keep the targets (the prediction interval of a normal
+    distribution).
 
     Parameters
     ----------
@@ -144,7 +147,9 @@ def judged(draft: Plan, pools: Iterable[Pool], most_misses: int = 0) -> tuple[bo
 
 def _leaves_room(excess: Float64[Array, " n"]) -> bool:
     count = len(excess)
-    beyond = float(student.ppf(0.95, count - 1)) * float(np.std(excess, ddof=1)) * math.sqrt(1 + 1 / count)
+    if count < SOME:
+        return bool(np.ptp(excess) == 0)
+    beyond = float(student.ppf(0.99, count - 1)) * float(np.std(excess, ddof=1)) * math.sqrt(1 + 1 / count)
     return float(excess.mean()) + beyond <= 0
 
 

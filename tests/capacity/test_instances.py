@@ -36,12 +36,10 @@ def test_problems_are_solved_to_their_optimum(name: str) -> None:
 
 def test_the_published_cost_of_the_small_sample_takes_a_server_that_lacks_a_few_requests() -> None:
     problem = load_fleet_problem(FOLDER / "inferno-small.json")
-    costs = []
-    for server in range(len(problem.classes)):
-        demand = problem.demand_per_s.copy()
-        demand[server] *= 1 - 2.6e-4
-        costs.append(solve_fleet(dataclasses.replace(problem, demand_per_s=demand)).value)
-    assert min(costs) <= 37_924.5 < KNOWN["problem"]["inferno-small"]
+    demand = problem.demand_per_s.copy()
+    demand[3] *= 1 - 2.6e-4
+    lacking = solve_fleet(dataclasses.replace(problem, demand_per_s=demand)).value
+    assert lacking <= 37_924.5 < KNOWN["problem"]["inferno-small"]
 
 
 @pytest.mark.parametrize("whole", [True, False])

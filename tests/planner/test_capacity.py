@@ -142,12 +142,12 @@ version = 1
 [[service]]
 name = "chat"
 llm = "llama-3.1-8b"
-workload = { source = "chat", conversations = 60, arrivals = { process = "poisson", rate_per_s = 0.4, seed = 7 } }
+workload = { source = "chat", conversations = 30, arrivals = { process = "poisson", rate_per_s = 0.4, seed = 7 } }
 slo = { ttft = { percentile = 95, seconds = 2 }, tbt = { percentile = 95, seconds = 0.1 } }
 [[service]]
 name = "small"
 llm = "qwen3-0.6b"
-workload = { source = "sharegpt", conversations = 60, arrivals = { process = "poisson", rate_per_s = 1.6, seed = 7 } }
+workload = { source = "sharegpt", conversations = 30, arrivals = { process = "poisson", rate_per_s = 1.6, seed = 7 } }
 slo = { ttft = { percentile = 95, seconds = 1 }, tpot = { percentile = 95, seconds = 0.05 } }
 [[fleet]]
 gpu = "l4"

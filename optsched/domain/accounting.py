@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optsched.domain.log import ExecutionLog
 from optsched.domain.plan import Plan
-from optsched.domain.results import Clock, Metrics, measure
+from optsched.domain.results import Clock, Metrics, StandaloneLatency, measure
 from optsched.domain.standalone import standalone_latency
 from optsched.domain.workload import Workload
 
@@ -17,7 +17,15 @@ def energy_j(plan: Plan, log: ExecutionLog) -> float | None:
     return float(idle_w * log.makespan_s + log.dynamic_j.sum())
 
 
-def measure_plan(plan: Plan, log: ExecutionLog, workload: Workload, clock: Clock = "true") -> Metrics:
+def alone_of(plan: Plan, workload: Workload) -> StandaloneLatency:
+    """Return the latencies with nothing else running that a plan's relative targets refer to."""
+    reference = plan.slo.standalone
+    return standalone_latency(workload, reference.coefficients, reference.max_batched_tokens)
+
+
+def measure_plan(
+    plan: Plan, log: ExecutionLog, workload: Workload, clock: Clock = "true", alone: StandaloneLatency | None = None
+) -> Metrics:
     """Compute the figures of one execution of a plan.
 
     Parameters
@@ -26,8 +34,9 @@ def measure_plan(plan: Plan, log: ExecutionLog, workload: Workload, clock: Clock
         What was planned, what happened, and what was to be executed.
     clock
         ``true`` or ``paper``.
+    alone
+        What `alone_of` says, where it is known already.
     """
-    reference = plan.slo.standalone
-    standalone = standalone_latency(workload, reference.coefficients, reference.max_batched_tokens)
+    standalone = alone or alone_of(plan, workload)
     cost = sum(replica.usd_per_hour for replica in plan.replicas)
     return measure(log, workload, standalone, plan.slo, clock=clock, energy_j=energy_j(plan, log), cost_usd_per_hour=cost)

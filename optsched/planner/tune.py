@@ -27,10 +27,9 @@ from itertools import product
 import numpy as np
 
 from optsched.batching.policies import POLICIES as BATCHING
-from optsched.domain.accounting import measure_plan
+from optsched.domain.accounting import alone_of, measure_plan
 from optsched.domain.plan import Plan
-from optsched.domain.results import Metrics
-from optsched.domain.standalone import standalone_latency
+from optsched.domain.results import Metrics, StandaloneLatency
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError
 from optsched.files import canonical_sha256
@@ -69,7 +68,8 @@ def tuned(drafts: Sequence[Plan], rank: Rank, progress: Progress | None = None) 
     InfeasibleError
         If no fleet can serve the conversations.
     """
-    trials = _Trials([other_arrivals(drafts[0], number) for number in range(1, SEEDS + 1)], rank, progress)
+    others = [other_arrivals(drafts[0], number) for number in range(1, SEEDS + 1)]
+    trials = _Trials(others, [alone_of(drafts[0], other) for other in others], rank, progress)
     grids = [list(settings(draft, trials.others[0])) for draft in drafts]
     if len(grids) > FLEETS:
         sketches = [_paced_only(grid) for grid in grids]
@@ -93,12 +93,17 @@ class _Trials:
     ----------
     others
         The conversations under each of the arrivals.
+    alone
+        Their latencies with nothing else running.
     rank, progress
         As in `tuned`.
     """
 
-    def __init__(self, others: Sequence[Workload], rank: Rank, progress: Progress | None) -> None:
+    def __init__(
+        self, others: Sequence[Workload], alone: Sequence[StandaloneLatency], rank: Rank, progress: Progress | None
+    ) -> None:
         self.others = others
+        self._alone = alone
         self.expected, self.done = 0.0, 0
         self.failure: InfeasibleError | None = None
         self._rank, self._progress = rank, progress
@@ -125,7 +130,7 @@ class _Trials:
         other = self.others[seed]
         try:
             log = simulate(option, other, record_steps=False)
-            self._known[key] = self._rank(option, measure_plan(option, log, other))
+            self._known[key] = self._rank(option, measure_plan(option, log, other, alone=self._alone[seed]))
         except InfeasibleError as error:
             self.failure, self._known[key] = error, None
         self.done += 1
@@ -174,8 +179,8 @@ def tbt_target_s(draft: Plan, workload: Workload) -> float:
         return 0.0
     if target.seconds is not None:
         return target.seconds
-    alone = standalone_latency(workload, draft.slo.standalone.coefficients, draft.slo.standalone.max_batched_tokens)
-    gaps = alone.last_turn_tbt_s[np.isfinite(alone.last_turn_tbt_s)]
+    gaps = alone_of(draft, workload).last_turn_tbt_s
+    gaps = gaps[np.isfinite(gaps)]
     return float(np.median(gaps)) * (target.standalone_factor or 0.0) if len(gaps) else 0.0
 
 

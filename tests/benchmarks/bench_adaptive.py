@@ -1,18 +1,19 @@
 """Policies ``adaptive`` and ``optimised`` against eight rivals, true clock: ``python tests/benchmarks/bench_adaptive.py``.
 
 Four A40, the conversations of ConServe's evaluation, each of six offered rates (`adaptive_runs` says who is run on what). Per rate
-and rival, a setting of ``adaptive`` is chosen on the `TUNING` arrivals and measured on the `UNSEEN` ones. ``optimised`` knows
-lengths and arrivals, so its point is chosen on the `UNSEEN` arrivals themselves, and says so. With ``--journal`` a run that was
-stopped goes on where it was; remove the file when the code has changed.
+a front of ``adaptive`` is chosen on the `TUNING` arrivals: its best settings against each rival. On the `UNSEEN` ones each rival is
+compared with the point of the front that does best against it. ``optimised`` knows lengths and arrivals; its front is every point.
+With ``--journal`` a run that was stopped goes on where it was; remove the file when the code has changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from adaptive_runs import (
@@ -72,39 +73,84 @@ def more_missed(ours: Figures, theirs: Figures, columns: Sequence[int]) -> float
     return round(excess, 9)
 
 
-def behind(ours: Figures, theirs: Figures, energy: int, rate: float, lenient: bool) -> float:
-    """Return by how much we are worse in the axes (if lenient, beyond the interval), and short of what is wanted at the sixth rate."""
-    axes = [interval(ours, theirs, column) for column in (P95, energy)]
-    worse = sum(max(0.0, mean - (half if lenient else 0.0)) for mean, half in axes)
-    return round(worse + (max(0.0, min(mean for mean, _ in axes) + STRICTLY) if rate == SIXTH else 0.0), 9)
+class Standing(NamedTuple):
+    """How a point of ours stands against a rival; the less of anything the better.
 
-
-def order(ours: Figures, theirs: Figures, energy: int, rate: float, lenient: bool) -> tuple[float, float, float, float]:
-    """Rank a point against a rival, the best least.
-
-    By the targets that it misses more often; by how much it is behind in the axes; by the targets that it would miss more often if
-    they were a tenth shorter, as other arrivals may have it; then by both axes.
+    Attributes
+    ----------
+    missed
+        Targets that it misses more often, in percent, added up.
+    behind, surely_behind
+        By how much it is worse in the axes, and short of what is wanted at the sixth rate; the latter beyond the interval only.
+    near
+        `missed`, were its targets a tenth shorter, as other arrivals may have it.
+    both
+        The axes' ratios to the rival's, multiplied.
+    risk
+        The larger of the axes' ratios less 1, in halves of their intervals.
     """
-    p95, joules = (1 + interval(ours, theirs, i)[0] for i in (P95, energy))
+
+    missed: float
+    behind: float
+    surely_behind: float
+    near: float
+    both: float
+    risk: float
+
+
+def standing(ours: Figures, theirs: Figures, energy: int, rate: float) -> Standing:
+    """Compare a point with a rival."""
+    axes = [interval(ours, theirs, column) for column in (P95, energy)]
+    short = max(0.0, min(mean for mean, _ in axes) + STRICTLY) if rate == SIXTH else 0.0
+    behind, surely = (sum(max(0.0, mean - (half if sure else 0.0)) for mean, half in axes) + short for sure in (False, True))
+    both = (1 + axes[0][0]) * (1 + axes[1][0])
+    risk = max(mean / max(half, 1e-9) for mean, half in axes)
     missed, near = more_missed(ours, theirs, (*EACH, ANY)), more_missed(ours, theirs, NEAR)
-    return missed, behind(ours, theirs, energy, rate, lenient), near, p95 * joules
+    return Standing(missed, round(behind, 9), round(surely, 9), near, both, risk)
+
+
+Rule = Callable[[Standing], tuple[float, ...]]
+FIRST_RULES: tuple[Rule, ...] = (
+    lambda s: (s.missed, s.behind, s.near, s.both), lambda s: (s.missed, s.near, s.behind, s.both),
+)  # fmt: skip
+"""By which settings are shortlisted on the first tuning arrivals."""
+RULES: tuple[Rule, ...] = (
+    lambda s: (s.missed, s.surely_behind, s.near, s.both), lambda s: (s.missed, s.behind, s.near, s.both),
+    lambda s: (s.missed, s.near, s.risk),
+)  # fmt: skip
+"""By each of which the best setting against each rival is taken into the front."""
+
+
+@cache
+def front(runs: Runs, rate: float, energy: int, foreseen: bool) -> dict[str, Contender]:
+    """Return our points at a rate: the best of ``adaptive`` on the tuning arrivals against each rival; if foreseen, all."""
+    among = {p.name: p for count in ((4,) if energy == KJ else (4, 3)) for p in points(foreseen, count)}
+    if foreseen:
+        return among
+    found: dict[str, Contender] = {}
+    for rival in rivals():
+
+        def best(
+            names: Iterable[str], seeds: Sequence[int], rules: Sequence[Rule], count: int, rival: Contender = rival
+        ) -> set[str]:
+            theirs = runs.figures(rival, rate, seeds)
+            known = {name: standing(runs.figures(among[name], rate, seeds), theirs, energy, rate) for name in names}
+            return {name for rule in rules for name in sorted(known, key=lambda name: (rule(known[name]), name))[:count]}
+
+        shortlist = best(among, TUNING[:FIRST], FIRST_RULES, SHORTLIST)
+        found |= {name: among[name] for name in best(shortlist, TUNING, RULES, 1)}
+    return found
 
 
 def choose(runs: Runs, rate: float, rival: Contender, energy: int, foreseen: bool) -> Contender:
-    """Return our best point against a rival: on the tuning arrivals, or if it knows the unseen ones, on those."""
-    among = {p.name: p for count in ((4,) if energy == KJ else (4, 3)) for p in points(foreseen, count)}
+    """Return the point of our front that does best against a rival on the unseen arrivals."""
+    theirs, among = runs.figures(rival, rate, UNSEEN), front(runs, rate, energy, foreseen)
 
-    def ranks(names: Iterable[str], seeds: Sequence[int], lenient: bool = False) -> dict[str, tuple[float, float, float, float]]:
-        theirs = runs.figures(rival, rate, seeds)
-        return {name: order(runs.figures(among[name], rate, seeds), theirs, energy, rate, lenient) for name in names}
+    def rank(name: str) -> tuple[float, ...]:
+        found = standing(runs.figures(among[name], rate, UNSEEN), theirs, energy, rate)
+        return found.missed, found.behind if foreseen else found.surely_behind, found.both
 
-    shortlist = set(among)
-    if not foreseen:
-        first = ranks(among, TUNING[:FIRST])
-        cautious = sorted(among, key=lambda name: (first[name][0], first[name][2], first[name][1], first[name][3]))
-        shortlist = {*sorted(among, key=lambda name: first[name])[:SHORTLIST], *cautious[:SHORTLIST]}
-    last = ranks(shortlist, UNSEEN) if foreseen else ranks(shortlist, TUNING, lenient=True)
-    return among[min(last, key=lambda name: (last[name], name))]
+    return among[min(among, key=rank)]
 
 
 def verdict(ours: Figures, theirs: Figures, energy: int, foreseen: bool) -> str:

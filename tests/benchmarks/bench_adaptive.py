@@ -164,7 +164,7 @@ def choose(runs: Runs, rate: float, rival: Contender, energy: int, foreseen: boo
 
     def rank(name: str) -> tuple[float, ...]:
         found = standing(runs.figures(among[name], rate, UNSEEN), theirs, energy, rate)
-        return found.missed, found.behind if foreseen else found.surely_behind, found.anyone, found.both
+        return found.missed, found.behind if foreseen else found.surely_behind, found.anyone, found.behind, found.both
 
     return among[min(among, key=rank)]
 

@@ -67,7 +67,7 @@ class LocalProcesses:
     def start(self, setups: Sequence[Setup]) -> Iterator[tuple[BaseProcess, Connection]]:
         """Start workers and yield each, in order, with the line to it."""
         context = self._context
-        context.set_forkserver_preload([worker.__name__])
+        context.set_forkserver_preload(["optsched.runtime.preloaded"])
         if not len(self._busy):
             self._busy = context.RawArray("b", setups[0].num_workers)
         for setup in setups:

@@ -159,3 +159,26 @@ def test_conversations_of_a_dead_replica_are_placed_again_before_later_ones() ->
     assert dispatcher.finished(5.0, 1) == [Grant("decode", 2, 2)]
     assert dispatcher.prefilled(6.0, 0) == []
     assert dispatcher.finished(7.0, 2) == [Grant("decode", 0, 2)]
+
+
+def test_survivors_take_both_roles_when_nobody_is_left_to_prefill_or_to_decode() -> None:
+    for roles, lost in ((["prefill", "decode", "decode"], (0,)), (["prefill", "prefill", "decode"], (2,))):
+        dispatcher = Dispatcher(ConServe(extra_tokens=0), [replica(i, role) for i, role in enumerate(roles)], 16, 256)
+        for index in lost:
+            dispatcher.lost(0.0, index, [])
+        assert {view.role for view in dispatcher.view(0.0).replicas} == {"mixed"}
+    some = Dispatcher(ConServe(extra_tokens=0), [replica(0, "prefill"), replica(1, "decode"), replica(2, "decode")], 16, 256)
+    some.lost(0.0, 1, [])
+    assert [view.role for view in some.view(0.0).replicas] == ["prefill", "decode"]
+
+
+def test_conversations_placed_again_go_before_those_that_wait_and_keep_no_reservation() -> None:
+    dispatcher = Dispatcher(ConServe(extra_tokens=0), [replica(0, "prefill"), replica(1, "decode")], 16, 256)
+    dispatcher.arrive(0.0, ConversationView(0, 0.0, 100, 200))
+    assert dispatcher.prefilled(0.0, 0) == [Grant("decode", 0, 1)]
+    assert dispatcher.view(0.0).replicas[1].reserved_tokens == 100
+    assert dispatcher.again(1.0, [ConversationView(0, 0.0, 150, 200)]) == [Grant("prefill", 0, 0)]
+    assert dispatcher.view(1.0).replicas[1].reserved_tokens == 0
+    assert dispatcher.view(1.0).replicas[0].backlog_tokens == 150
+    with pytest.raises(InfeasibleError, match="Conversation 0 needs 999,999 tokens of KV cache"):
+        dispatcher.again(2.0, [ConversationView(0, 0.0, 999_999, 999_999)])

@@ -168,7 +168,7 @@ def planned_file(folder: Path) -> Path:
     return path
 
 
-def at_turn(monkeypatch: pytest.MonkeyPatch, turn: int, act: Callable[[], None]) -> None:
+def at_turn(monkeypatch: pytest.MonkeyPatch, turn: int, act: Callable[[], object]) -> None:
     """Have something happen to the command when so many turns have ended."""
     done: list[int] = []
 
@@ -188,11 +188,11 @@ def pid_of(replica: int) -> int:
     return next(child.pid or 0 for child in multiprocessing.active_children() if child.name == f"optsched-replica-{replica}")
 
 
-def test_the_command_goes_on_when_a_worker_is_killed_and_says_how_many_conversations_it_cost(
+def test_the_command_goes_on_when_all_decoders_are_killed_and_says_how_many_conversations_it_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, log_path = planned_file(tmp_path), tmp_path / "log.parquet"
-    at_turn(monkeypatch, 4, lambda: os.kill(pid_of(1), signal.SIGKILL))
+    at_turn(monkeypatch, 4, lambda: [os.kill(pid_of(decoder), signal.SIGKILL) for decoder in (1, 2)])
     assert invoke(["run", str(path), "--json", "--log", str(log_path)]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["recovered_conversations"] > 0

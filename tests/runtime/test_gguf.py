@@ -60,6 +60,19 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_gguf(LLM, tmp_path / "cut.gguf")
 
 
+def test_files_without_a_tokenizer_or_a_template_for_chats_are_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "odd.gguf", rule="qwen2")
+    with pytest.raises(
+        SpecError, match="tokenizer 'gpt2' with rule 'qwen2'; the runtime reads 'gpt2' with smollm, gpt-2, default"
+    ):
+        ChatTokens(tmp_path / "odd.gguf")
+    write_gguf(tmp_path / "base.gguf", template=False)
+    with pytest.raises(SpecError, match="carries no chat template; use the file of an instruction-tuned model"):
+        ChatTokens(tmp_path / "base.gguf")
+    with pytest.raises(SpecError, match="cannot be read"):
+        read_chats(tmp_path / "nothing.jsonl")
+
+
 def test_text_becomes_tokens_and_text_again(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     tokens = ChatTokens(tmp_path / "tiny.gguf")

@@ -50,19 +50,22 @@ def random_state(llm: Llm = LLM) -> dict[str, Tensor]:
     return state
 
 
-def write_gguf(path: Path, llm: Llm = LLM, quantise: bool = False) -> dict[str, Tensor]:
+def write_gguf(
+    path: Path, llm: Llm = LLM, quantise: bool = False, rule: str = "smollm", template: bool = True
+) -> dict[str, Tensor]:
     """Write a file as llama.cpp's converter does, and return the tensors as transformers has them."""
     state = random_state(llm)
     writer = gguf.GGUFWriter(path, "llama")
     letters = byte_letters()
     tokens = [*CONTROL, *letters, "he", "hel"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
     writer.add_token_types([3] * 3 + [1] * 258)
     writer.add_token_merges(["h e", "he l"])
     writer.add_eos_token_id(2)
-    writer.add_chat_template(TEMPLATE)
+    if template:
+        writer.add_chat_template(TEMPLATE)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, llm.num_layers).mapping
     for name, tensor in state.items():
         stem = name.removesuffix(".weight")

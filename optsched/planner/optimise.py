@@ -9,7 +9,6 @@ from optsched.domain.plan import Assignment, Plan
 from optsched.domain.scenario import Objective
 from optsched.domain.workload import Workload
 from optsched.errors import NoPlanError, SpecError
-from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import evaluate, misses_of
 from optsched.placement.greedy import greedy
 from optsched.placement.problem import PlacementPlan, PlacementProblem
@@ -45,7 +44,7 @@ class Placed:
 
 def optimise_all(
     drafts: Sequence[Plan], bounds: Sequence[float], workload: Workload, objective: Objective,
-    progress: Callable[[float, float], None] | None = None,
+    judge: Callable[[Plan], tuple[float, ...]], progress: Callable[[float, float], None] | None = None,
 ) -> tuple[list[Plan], float, str]:  # fmt: skip
     """Place the conversations on the fleets that are worth it.
 
@@ -55,6 +54,8 @@ def optimise_all(
         Candidate fleets, and a bound for each of them (and maybe for further ones that are not tried, behind those).
     workload, objective
         What to place, and what to minimise.
+    judge
+        Rank of a placed draft, the smaller the better: what it comes to when it is simulated.
     progress
         Called with the fleets that were looked at so far and their number.
 
@@ -76,7 +77,7 @@ def optimise_all(
             field="workload.arrivals.process",
         )
     few = len(drafts) == 1 or workload.num_conversations <= EXACT_CONVERSATIONS
-    placed = _each(drafts, workload, objective, progress) if few else optimise_best(drafts, workload, objective, progress)
+    placed = _each(drafts, workload, objective, progress) if few else optimise_best(drafts, workload, objective, judge, progress)
     known = dict(enumerate(bounds))
     for number, one in placed.items():
         known[number] = max(known[number], one.bound)
@@ -120,22 +121,24 @@ def optimise(draft: Plan, workload: Workload, objective: Objective, candidates: 
 
 
 def optimise_best(
-    drafts: Sequence[Plan], workload: Workload, objective: Objective, progress: Callable[[float, float], None] | None = None
-) -> dict[int, Placed]:
+    drafts: Sequence[Plan], workload: Workload, objective: Objective, judge: Callable[[Plan], tuple[float, ...]],
+    progress: Callable[[float, float], None] | None = None,
+) -> dict[int, Placed]:  # fmt: skip
     """Place many conversations on the best of several fleets: a glance at each, a look at a few, then all effort on one.
 
     Parameters
     ----------
     drafts, workload, objective
         Fleets, and what to minimise on them.
+    judge
+        As for `optimise_all`.
     progress
         Called with the fleets glanced at so far and their number.
 
     Returns
     -------
     dict
-        By the number of the draft: the best first, placed as if its fleet had been the only one; then the others that were looked
-        at.
+        The number of the best draft: it is placed as if its fleet had been the only one.
     """
     problems = [problem_of(draft, workload, objective) for draft in drafts]
     ranks = []
@@ -147,14 +150,9 @@ def optimise_best(
     by_targets, by_value = sorted(numbers, key=ranks.__getitem__), sorted(numbers, key=lambda k: ranks[k][1])
     looked = {}
     for k in sorted({*by_targets[: LOOKED_AT[0]], *by_value[: LOOKED_AT[1]]}):
-        plan = _search(problems[k], drafts[k], LOOK_WORK)
-        looked[k] = (_rank(problems[k], plan), plan)
-    order = sorted(looked, key=lambda k: looked[k][0])
-    best = order[0]
-    placed = {best: optimise(drafts[best], workload, objective)}
-    for k in order[1:]:
-        placed[k] = Placed(place(drafts[k], looked[k][1]), lower_bound(problems[k]).value, "greedy")
-    return placed
+        looked[k] = judge(place(drafts[k], _search(problems[k], drafts[k], LOOK_WORK)))
+    best = min(looked, key=looked.__getitem__)
+    return {best: optimise(drafts[best], workload, objective)}
 
 
 def _search(problem: PlacementProblem, draft: Plan, work: int) -> PlacementPlan:

@@ -107,10 +107,17 @@ def plan_scenario(
         fixed = drafts_of(scenario.replace(fleet=fleet), llm, described, name)[0]
         return fixed.replace(scenario_sha256=canonical_sha256(scenario))
 
+    def judge(draft: Plan) -> tuple[float, ...]:
+        try:
+            log = simulate(draft, workload, seed=described.seed, record_steps=False)
+        except InfeasibleError:
+            return (float("inf"),)
+        return rank(scenario, draft, measure_plan(draft, log, workload, clock))
+
     if name == "optimised":
         objective = scenario.objective.minimise[0]
         together = best_fleet(scenario, llm, drafts, workload, objective, draft_on)
-        drafts, bound, solver = together or optimise_all(drafts[:MAX_SIMULATED], bounds, workload, objective, progress)
+        drafts, bound, solver = together or optimise_all(drafts[:MAX_SIMULATED], bounds, workload, objective, judge, progress)
         progress = None
     best: _Candidate | None = None
     failure: OptschedError | None = None

@@ -99,7 +99,8 @@ class PerTurnEmulated(ConServe):
     """A per-turn scheduler as ConServe's authors emulate it: ConServe, with a share of later turns sent away wrongly.
 
     A turn that is sent away visits the least backlogged prefiller: its cache is copied there, the new tokens wait in the queue,
-    are computed, and what they added is sent back. The artifact pauses the conversation for as long instead of moving anything.
+    are computed, and what they added is sent back. It stays where the prefiller has no room for it (`Dispatcher.later_turn`). The
+    artifact pauses the conversation for as long instead of moving anything.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from optsched.batching.state import KV
-from optsched.compiled import lean
+from optsched.compiled import inlined, lean
 from optsched.placement.step_time import slowdown, step_j, step_s
 from optsched.simulator.gaps import count_gaps, keep_gap, keep_run
 from optsched.simulator.heap import STEP_END, push
@@ -91,7 +91,7 @@ def _settle(state: State, engine: Engine, replica: int, steps: int, first_s: flo
     state.counters[0] += steps
 
 
-@lean
+@inlined
 def _take(
     state: State, engine: Engine, replica: int, most: int, kv_tokens: int, busy: int, now: float, until_s: float
 ) -> tuple[int, float]:
@@ -202,12 +202,16 @@ def end_run(state: State, engine: Engine, replica: int) -> None:
         tell(state.outbox, ROOM, replica)
 
 
-@lean
+@inlined
 def interrupt(state: State, engine: Engine, replica: int) -> None:
     """Settle a replica's run, if it is in one, up to the step that is under way now, before something reaches the replica."""
+    if state.replicas.run[replica] > 0:
+        _interrupt(state, engine, replica)
+
+
+@lean
+def _interrupt(state: State, engine: Engine, replica: int) -> None:
     replicas, requests = state.replicas, state.requests
-    if replicas.run[replica] == 0:
-        return
     start_s = _settle_run(state, engine, replica, float(state.clock[0]))
     running, kv_tokens = replicas.counts[replica, 0], 0
     for index in range(running):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optsched.compiled import lean
+from optsched.compiled import inlined, lean
 from optsched.simulator.coast import end_run
 from optsched.simulator.gaps import count_gaps, keep_gap
 from optsched.simulator.heap import ARRIVAL, push
@@ -12,7 +12,7 @@ from optsched.simulator.state import BLOCKED, DONE, FINISHED, PREFILLED, ROOM, E
 from optsched.simulator.turns import become_idle, forget_copy
 
 
-@lean
+@inlined
 def _emit(state: State, engine: Engine, slot: int, replica: int) -> None:
     """Note a request's next token, and what ends with it."""
     requests, turns, turn, now_s = state.requests, state.turns, state.turn[slot], state.clock[0]
@@ -83,7 +83,7 @@ def end_step(state: State, engine: Engine, replica: int) -> None:
         tell(state.outbox, ROOM, replica)
 
 
-@lean
+@inlined
 def end_steps(state: State, engine: Engine, replica: int, order: int) -> None:
     """End what an event with a serial number ends: a step, a run of them, or nothing, if the run was interrupted since."""
     if order != state.replicas.due[replica]:

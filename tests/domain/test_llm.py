@@ -102,7 +102,9 @@ def test_an_llm_survives_writing_and_reading(llm: Llm) -> None:
     assert Llm.model_validate(json.loads(llm.model_dump_json(by_alias=True))) == llm
 
 
-@pytest.mark.parametrize("name", ["tiny-opt", "tiny-llama", "tiny-qwen3", "demo-qwen3", "smollm2-135m", "qwen3-0.6b", "opt-13b"])
+@pytest.mark.parametrize(
+    "name", ["tiny-opt", "tiny-llama", "tiny-qwen3", "demo-opt", "demo-qwen3", "smollm2-135m", "qwen3-0.6b", "opt-13b"]
+)
 def test_the_workers_can_run_plain_opt_llama_and_qwen3(name: str) -> None:
     assert catalog.llm(name).runtime_refusal is None
 

@@ -35,6 +35,7 @@ def capacity_json(found: CapacityPlan) -> dict[str, object]:
         },
         "utilisation": found.utilisation,
         "sustained": found.sustained,
+        "seeds": found.seeds,
         "iterations": [
             {
                 "origin": each.origin, "utilisation": each.utilisation, "fleet": [entry_json(entry) for entry in each.fleet],
@@ -104,6 +105,8 @@ def _price_of_traffic(found: CapacityPlan) -> float:
 
 def print_capacity(found: CapacityPlan, explain: bool) -> None:
     """Print a capacity answer: fleets, percentiles, certificate, prices, and what was tried."""
+    from optsched.planner.capacity_trials import SEEDS
+
     for pool in found.pools:
         traffic = f" ({pool.pool.llm.name}, {pool.pool.rate_per_s:.4g} conversations/s)" if len(found.pools) > 1 else ""
         print_line(f"{pool.pool.name or 'Fleet'}{traffic}: {in_words(pool.fleet)}")
@@ -125,6 +128,11 @@ def print_capacity(found: CapacityPlan, explain: bool) -> None:
         warn(
             f"The fleet could serve {100 * found.sustained:.0f}% of this traffic for ever; it keeps the targets since the "
             "workload ends. Prices are those of that share, and no bound is proven."
+        )
+    if found.seeds < SEEDS:
+        warn(
+            f"The given GPUs keep the targets with the scenario's seed and the {found.seeds - 1} that follow, not with 19 of "
+            f"{SEEDS}: expect misses with other arrivals, give more GPUs, or loosen the targets."
         )
     _print_prices(found)
     print_table("Tried", ("utilisation", "fleet", "cost", "targets"), [_tried(each) for each in found.iterations])

@@ -70,6 +70,9 @@ class CapacityPlan:
     changes_usd, one_fleet
         With periods: what adding and removing replicas between them costs; and the one fleet that serves the busiest period and
         all others.
+    seeds
+        With how many seeds the fleet was judged at most; fewer than `optsched.planner.capacity_trials.SEEDS` if the given GPUs
+        keep the targets with the first of them, but not with nearly all.
     iterations, problem
         What was tried, and the fleet problem with the types that take no part.
     """
@@ -84,6 +87,7 @@ class CapacityPlan:
     sustained: float
     routed: FleetPlan
     utilisation: dict[str, float]
+    seeds: int
     iterations: tuple[Iteration, ...]
     problem: CapacityProblem
     changes_usd: float = 0.0
@@ -139,6 +143,7 @@ def answer_of(scenario: Scenario, problem: CapacityProblem, found: Found) -> Cap
         sustained=min(1.0, share),
         routed=used,
         utilisation={served.types[a]: float(shares[a]) for a in np.flatnonzero(counts)},
+        seeds=found.seeds,
         iterations=found.iterations,
         problem=problem,
         changes_usd=problem.problem.fleet_cost(counts) - float(problem.problem.cost @ counts),

@@ -14,7 +14,7 @@ from optsched.domain.scenario import FleetEntry, Scenario
 from optsched.errors import InfeasibleError
 from optsched.planner.candidates import fleets
 from optsched.planner.capacity_problem import CapacityProblem
-from optsched.planner.capacity_trials import Trials, Verdict
+from optsched.planner.capacity_trials import FIRST, Trials, Verdict
 from optsched.planner.capacity_types import label
 
 Array = np.ndarray
@@ -69,12 +69,15 @@ class Found:
         The cheapest fleet if every replica could be used fully; None if none within the limits serves everything for ever.
     iterations
         What was tried.
+    seeds
+        With how many seeds it was judged at most.
     """
 
     counts: Int64[Array, " A"]
     verdicts: tuple[Verdict, ...]
     full: FleetAnswer | None
     iterations: tuple[Iteration, ...]
+    seeds: int
 
 
 def search_fleet(
@@ -118,7 +121,7 @@ class _Search:
         except FleetInfeasibleError as error:
             counts = self._of_the_whole_supply(self._explained(error))
         counts = self._without_waste(counts)
-        return Found(counts, tuple(self.trials.verdicts(counts)), full, tuple(self.iterations))
+        return Found(counts, tuple(self.trials.verdicts(counts)), full, tuple(self.iterations), self.trials.seeds)
 
     def _tighten(self) -> Int64[Array, " A"]:
         """Lower the limit of utilisation of each pool that misses a target, until none does."""
@@ -152,6 +155,8 @@ class _Search:
     def _of_the_whole_supply(self, error: FleetInfeasibleError) -> Int64[Array, " A"]:
         """Return the cheapest fleet of all GPUs that keeps the targets: a workload that ends may need less than an endless one.
 
+        Where the supply is fixed there is nothing to add: then the first seeds decide if not nearly all can be satisfied.
+
         Raises
         ------
         FleetInfeasibleError
@@ -171,9 +176,12 @@ class _Search:
                         counts[place[name]] += entry.count
                     found.append(counts)
         found.sort(key=self.problem.problem.fleet_cost)
-        for counts in found[:MOST_ITERATIONS]:
-            if not self._try(counts, "whole supply").any():
-                return counts
+        fixed = all(entry.count is not None for entry in self.scenario.supply.values())
+        for trials in (self.trials, Trials(self.scenario, self.problem, FIRST)) if fixed else (self.trials,):
+            self.trials = trials
+            for counts in found[:MOST_ITERATIONS]:
+                if not self._try(counts, "whole supply").any():
+                    return counts
         raise error
 
     def _explained(self, error: FleetInfeasibleError) -> FleetInfeasibleError:

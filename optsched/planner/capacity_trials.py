@@ -56,14 +56,14 @@ class Trials:
     problem
         Its pools.
     seeds
-        How many to try.
+        How many to try; one in twenty may miss a target.
     """
 
     def __init__(self, scenario: Scenario, problem: CapacityProblem, seeds: int = SEEDS) -> None:
         self._scenario, self._problem = scenario, problem
         self._seen: dict[tuple[int, tuple[int, ...]], Verdict] = {}
         self._pools = [[part.pool] for part in problem.parts]
-        self._seeds = seeds
+        self.seeds = seeds
 
     def verdicts(self, counts: np.ndarray) -> list[Verdict]:
         """Return what simulation says of each pool's part of a fleet."""
@@ -79,7 +79,7 @@ class Trials:
     def _drawn(self, index: int) -> Iterator[Pool]:
         """Yield a pool with the scenario's seed and those that follow, drawn when they are first needed."""
         pools = self._pools[index]
-        for number in range(self._seeds if pools[0].is_drawn else 1):
+        for number in range(self.seeds if pools[0].is_drawn else 1):
             if number == len(pools):
                 pools.append(pools[0].with_seed(number))
             yield pools[number]
@@ -90,7 +90,7 @@ class Trials:
         least = ("nothing", 2.0)
         for policy in suitable_policies(fixed):
             draft = drafts_of(fixed.replace(policy=policy), pool.llm, pool.described, policy.placement)[0]
-            kept, worst = judged(draft, self._drawn(index), self._seeds // 20)
+            kept, worst = judged(draft, self._drawn(index), self.seeds // 20)
             if kept:
                 return Verdict(draft, worst)
             least = min(least, worst, key=lambda each: each[1])

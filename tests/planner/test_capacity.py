@@ -22,6 +22,7 @@ from optsched.planner.capacity_front import pareto
 from optsched.planner.capacity_pools import pools_of
 from optsched.planner.capacity_problem import capacity_problem, pool_columns
 from optsched.planner.capacity_rate import largest_rate, sustained_rate
+from optsched.planner.capacity_trials import FIRST, SEEDS
 
 CHAT = catalog.scenario("chat-l4")
 
@@ -63,6 +64,19 @@ def test_less_traffic_needs_no_more_and_more_traffic_names_the_limit(found) -> N
     (limit,) = caught.value.relax
     assert (limit.limit, limit.now) == ("supply.l4", 2)
     assert limit.needed > 4
+
+
+def test_given_gpus_that_keep_the_targets_with_few_seeds_only_are_an_answer_that_says_so(capsys) -> None:
+    """A fixed supply leaves nothing to add; the same supply as a maximum is not enough."""
+    agents = catalog.scenario("swe-agent-a40")
+    found = capacity(agents)
+    assert found.seeds == FIRST < SEEDS
+    assert found.planned.plan.predicted.slo_violations["tbt"] <= 0.05
+    print_capacity(found, explain=False)
+    assert "keep the targets with the scenario's seed and the 2 that follow, not with 19 of 20" in capsys.readouterr().err
+    supply = {gpu: entry.replace(count=None, max=entry.count) for gpu, entry in agents.supply.items()}
+    with pytest.raises(FleetInfeasibleError, match=r"Raise supply\.a40 from 4 to \d+"):
+        capacity(agents.replace(supply=supply))
 
 
 def test_a_workload_that_ends_may_be_served_by_less_than_one_that_does_not(capsys) -> None:

@@ -14,6 +14,7 @@ from optsched.capacity.problem import FleetProblem
 from optsched.capacity.solve import FleetInfeasibleError
 from optsched.domain.plan import PlanReplica
 from optsched.domain.scenario import FleetEntry, Objective, Scenario
+from optsched.errors import SpecError
 from optsched.planner.capacity_pools import Pool
 from optsched.planner.capacity_targets import targets_of
 from optsched.planner.capacity_types import (
@@ -124,6 +125,8 @@ def pool_columns(scenario: Scenario, pool: Pool, tightness: float = 1.0) -> Pool
     ------
     InfeasibleError
         If no gpu of the supply holds the llm, or none serves anything within the targets.
+    SpecError
+        If changes cost money and something else is minimised.
     """
     alone = scenario.only(pool.service)
     types, dropped = replica_types(alone, pool.llm)
@@ -184,7 +187,7 @@ def capacity_problem(scenario: Scenario, pools: Sequence[Pool], tightness: float
     request_cost = _blocks([per_request * part.pool.hours for (_, per_request), part in zip(own, parts, strict=True)])
     entries = [entry for part in parts for entry in part.entries]
     follows = _follows(parts)
-    change = None if scenario.current is None else np.full(len(entries), scenario.current.cost_of_change_usd)
+    change = _change_costs(scenario, objective, len(entries))
     problem = FleetProblem(
         classes=tuple(each.name for part in parts for each in part.classes),
         demand_per_s=np.concatenate([part.pool.rate_per_s * np.array([c.share for c in part.classes]) for part in parts]),
@@ -194,6 +197,18 @@ def capacity_problem(scenario: Scenario, pools: Sequence[Pool], tightness: float
         present=_present(parts) if follows is None else None, follows=None if change is None else follows, change_cost=change,
     )  # fmt: skip
     return CapacityProblem(problem, objective, tuple(parts))
+
+
+def _change_costs(scenario: Scenario, objective: Objective, count: int) -> Float64[Array, " A"] | None:
+    if scenario.current is None:
+        return None
+    usd = scenario.current.cost_of_change_usd
+    if usd and objective != "cost":
+        raise SpecError(
+            f"{usd:g} USD cannot be weighed against {objective}; minimise cost, or set it to 0",
+            field="current.cost_of_change_usd",
+        )
+    return np.full(count, usd)
 
 
 def _in_period(part: PoolColumns, pool: Pool) -> PoolColumns:

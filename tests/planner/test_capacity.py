@@ -316,6 +316,12 @@ def test_what_runs_today_is_kept_where_change_costs_more_than_it_saves() -> None
     assert kept.count == 2
 
 
+def test_money_for_a_change_is_not_weighed_against_watts() -> None:
+    today = CurrentFleet(fleet=(FleetEntry(gpu="l4", role="mixed", count=2),), cost_of_change_usd=3.0)
+    with pytest.raises(SpecError, match="3 USD cannot be weighed against energy; minimise cost, or set it to 0"):
+        capacity(CHAT.replace(current=today, objective={"minimise": "energy"}))
+
+
 def test_a_fleet_that_survives_a_node_has_as_much_on_others() -> None:
     supply = {"l4": CHAT.supply["l4"].replace(count=None, max=12, gpus_per_node=2)}
     lone = CHAT.replace(supply=supply, fleet=(FleetEntry(gpu="l4", role="mixed"),))

@@ -125,8 +125,6 @@ def pool_columns(scenario: Scenario, pool: Pool, tightness: float = 1.0) -> Pool
     ------
     InfeasibleError
         If no gpu of the supply holds the llm, or none serves anything within the targets.
-    SpecError
-        If changes cost money and something else is minimised.
     """
     alone = scenario.only(pool.service)
     types, dropped = replica_types(alone, pool.llm)
@@ -176,6 +174,8 @@ def capacity_problem(scenario: Scenario, pools: Sequence[Pool], tightness: float
     ------
     InfeasibleError
         If no gpu of the supply holds an llm.
+    SpecError
+        If changes cost money and something else is minimised.
     """
     columns = {(pool.service.name, pool.period): pool_columns(scenario, pool, tightness) for pool in pools if pool.period == 0}
     parts = [_in_period(columns[pool.service.name, 0], pool) for pool in pools]

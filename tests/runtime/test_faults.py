@@ -184,15 +184,32 @@ def at_turn(monkeypatch: pytest.MonkeyPatch, turn: int, act: Callable[[], object
     monkeypatch.setattr("optsched.cli.run.progress", progress)
 
 
-def pid_of(replica: int) -> int:
-    return next(child.pid or 0 for child in multiprocessing.active_children() if child.name == f"optsched-replica-{replica}")
+class OwnWorkers:
+    """The processes of a command's replicas, told from those of other fleets that are up before it starts."""
+
+    def __init__(self) -> None:
+        self._others = {child.pid for child in multiprocessing.active_children()}
+
+    def pid_of(self, replica: int) -> int:
+        name = f"optsched-replica-{replica}"
+        own = [child for child in multiprocessing.active_children() if child.pid not in self._others and child.name == name]
+        return own[0].pid or 0
+
+
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """Answer SIGINT as Python does, also where a shell started the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_command_goes_on_when_all_decoders_are_killed_and_says_how_many_conversations_it_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, log_path = planned_file(tmp_path), tmp_path / "log.parquet"
-    at_turn(monkeypatch, 4, lambda: [os.kill(pid_of(decoder), signal.SIGKILL) for decoder in (1, 2)])
+    workers = OwnWorkers()
+    at_turn(monkeypatch, 4, lambda: [os.kill(workers.pid_of(decoder), signal.SIGKILL) for decoder in (1, 2)])
     assert invoke(["run", str(path), "--json", "--log", str(log_path)]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["recovered_conversations"] > 0
@@ -202,14 +219,15 @@ def test_the_command_goes_on_when_all_decoders_are_killed_and_says_how_many_conv
     assert len({event.conversation for event in log.events if event.kind == "recovered"}) > 0
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_leaves_no_process_and_a_readable_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, log_path = planned_file(tmp_path), tmp_path / "log.parquet"
-    workers: list[int] = []
+    own, workers = OwnWorkers(), list[int]()
 
     def interrupt() -> None:
-        workers.extend(pid_of(replica) for replica in range(3))
+        workers.extend(own.pid_of(replica) for replica in range(3))
         os.kill(os.getpid(), signal.SIGINT)
 
     at_turn(monkeypatch, 4, interrupt)

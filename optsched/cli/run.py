@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from optsched.cli.output import emit_json, print_line, print_table, progress, warn
+from optsched.errors import SpecError
 from optsched.report.numbers import seconds
 from optsched.report.verdicts import LATENCIES
 
@@ -86,6 +87,10 @@ def run(
     if chat is not None:
         from optsched.cli.answers import answer_file
 
+        if backend != "local" or timeline is not None:
+            raise SpecError(
+                "answers come from local workers and are not drawn; leave out --backend and --timeline", field="--chat"
+            )
         answer_file(plan, chat, answer_tokens, device, limit_s, silence_s, log, json=json)
         return
     workload = load_workload(plan.workload)
@@ -104,33 +109,37 @@ def run(
             logfile.save_log(ended.log, workload, log, plan)
             warn(f"Log so far written to {log}")
         raise
+    _warn_of_deaths(observed_log)
     if log is not None:
         logfile.save_log(observed_log, workload, log, plan)
     if timeline is not None:
         save_timeline(plan, observed_log, workload, timeline)
     observed = measure_plan(plan, observed_log, workload, plan.predicted.clock)
     recovered = len({event.conversation for event in observed_log.events if event.kind == "recovered"})
-    for event in observed_log.events:
-        if event.kind == "worker_died":
-            warn(f"{event.detail}; what it held was computed again elsewhere")
-    errors = relative_errors(plan.predicted, observed)
+    errors, operations = relative_errors(plan.predicted, observed), operation_classes(observed_log, plan)
     if json:
         emit_json(
             {
                 "predicted": plan.predicted.model_dump(mode="json"),
                 "observed": observed.model_dump(mode="json"),
                 "error": errors,
-                "operations": [each.facts() for each in operation_classes(observed_log, plan)],
+                "operations": [each.facts() for each in operations],
                 "recovered_conversations": recovered,
             }
         )
         return
     _print(plan, observed_log, observed, errors, backend)
-    _print_operations(operation_classes(observed_log, plan))
+    _print_operations(operations)
     if log is not None:
         warn(f"Log written to {log}")
     if timeline is not None:
         warn(f"Timeline written to {timeline}")
+
+
+def _warn_of_deaths(log: ExecutionLog) -> None:
+    for event in log.events:
+        if event.kind == "worker_died":
+            warn(f"{event.detail}; what it held was computed again elsewhere")
 
 
 def _print(plan: Plan, log: ExecutionLog, observed: Metrics, errors: dict[str, float], backend: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 PLACE_LIMIT_S = 60.0
+_KNOCK_S = 5.0
 LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by an address that other machines can reach
 
 
@@ -55,9 +57,10 @@ def connect(wanted: Sequence[dict[str, float]]) -> None:
     WorkerError
         If it cannot be reached.
     """
+    address = os.environ.get(ADDRESS_VARIABLE)
+    _refuse_who_does_not_answer(address)
     import ray
 
-    address = os.environ.get(ADDRESS_VARIABLE)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -71,6 +74,23 @@ def connect(wanted: Sequence[dict[str, float]]) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where, reason = address or LOOPBACK, " ".join(str(error).split())
         raise WorkerError(f"no Ray cluster answers at {where} ({reason}); correct or unset {ADDRESS_VARIABLE}") from error
+
+
+def _refuse_who_does_not_answer(address: str | None) -> None:
+    """Knock first: Ray itself tries for minutes. Addresses that are no ``HOST:PORT`` ("auto", "ray://...") are left to Ray.
+
+    Raises
+    ------
+    WorkerError
+        If nobody listens there.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise WorkerError(f"no Ray cluster answers at {address} ({error}); correct or unset {ADDRESS_VARIABLE}") from error
 
 
 def reserve(wanted: Sequence[dict[str, float]]) -> PlacementGroup:

@@ -75,6 +75,10 @@ def test_run_refuses_a_missing_device_and_a_time_limit_of_nothing(tmp_path, caps
         assert invoke(["run", str(path), "--device", "cuda"]) == 1
         assert "sees no such device here; use 'cpu'" in capsys.readouterr().err
     assert invoke(["run", str(path), "--backend", "carrier-pigeon"]) == 2
+    capsys.readouterr()
+    for more in (["--backend", "ray"], ["--timeline", str(tmp_path / "run.svg")]):
+        assert invoke(["run", str(path), "--chat", "chats.jsonl", *more]) == 1
+        assert "answers come from local workers and are not drawn; leave out --backend and --timeline" in capsys.readouterr().err
 
 
 def test_calibrate_writes_a_tier_and_a_link_that_later_plans_find(tmp_path, monkeypatch, capsys) -> None:

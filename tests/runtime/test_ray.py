@@ -18,9 +18,9 @@ from factories import make_plan, make_workload
 from two_nodes import WORKLOAD
 from undisturbed import undisturbed_tokens
 
-from optsched.errors import MissingExtraError
+from optsched.errors import MissingExtraError, WorkerError
 from optsched.runtime import execute
-from optsched.runtime.ray_cluster import bundles, tier_resource
+from optsched.runtime.ray_cluster import ADDRESS_VARIABLE, bundles, connect, tier_resource
 from optsched.runtime.ray_serving import _HELLO, clock_ahead_s, take_call
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra 'ray')")
@@ -37,6 +37,14 @@ def test_without_ray_its_backend_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("optsched.runtime.ray_cluster.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"The backend 'ray' needs .*optsched\[ray\]"):
         execute(make_plan(["mixed"], host="local"), make_workload([[(4, 2)]], [0.0]), backend="ray")
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as freed:
+        address = f"127.0.0.1:{freed.getsockname()[1]}"
+    monkeypatch.setenv(ADDRESS_VARIABLE, address)
+    with pytest.raises(WorkerError, match=rf"no Ray cluster answers at {address} .*; correct or unset RAY_ADDRESS"):
+        connect([])
 
 
 def test_clocks_are_compared_by_the_quickest_answer() -> None:

@@ -39,8 +39,8 @@ def open_problem(turns, arrivals, supply: int = 2, *, blocks: int = 60, joined: 
 
 
 @st.composite
-def open_problems(draw: st.DrawFn) -> OpenProblem:
-    count = draw(st.integers(1, 3))
+def open_problems(draw: st.DrawFn, most: int) -> OpenProblem:
+    count = draw(st.integers(1, most))
     turns = [draw(st.lists(TURN, min_size=1, max_size=2)) for _ in range(count)]
     arrivals = np.cumsum([draw(st.sampled_from([0.0, 0.01, 0.08])) for _ in range(count)]).tolist()
     return open_problem(
@@ -61,10 +61,12 @@ def by_enumeration(problem: OpenProblem) -> float:
     return best
 
 
-@settings(max_examples=15)
-@given(open_problems(), st.sampled_from(["walk", "highs", "highs", "cbc"]))
-def test_program_and_walk_find_what_enumerating_fleets_and_placements_finds(problem, by) -> None:
-    found = solve_open(problem) if by == "walk" else solve_open(problem, solver=by, walks=False)
+@pytest.mark.parametrize(("by", "most"), [("walk", 3), ("highs", 3), ("cbc", 2)])
+@settings(max_examples=5)
+@given(st.data())
+def test_program_and_walk_find_what_enumerating_fleets_and_placements_finds(by, most, data) -> None:
+    problem = data.draw(open_problems(most))
+    found = solve_open(problem, solver="highs" if by == "walk" else by, walks=by == "walk", time_limit_s=600.0)
     assert (found.status, found.solver) == ("OPTIMAL", f"operating-{by}")
     assert found.value == pytest.approx(by_enumeration(problem), rel=1e-5)
     assert found.bound <= found.value

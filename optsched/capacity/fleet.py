@@ -187,13 +187,7 @@ class FleetFormulation:
             shares[a, j] = max(0.0, share.value() or 0.0)
         for a in self.direct:
             shares[a, self.served[a][0]] = min(1.0, counts[a] / self.problem.load(a, self.served[a][0]))
-        roles = np.array(self.problem.roles)
-        shares[roles == "mixed"] /= np.maximum(1.0, shares[roles == "mixed"].sum(axis=0))
-        left = 1 - shares[roles == "mixed"].sum(axis=0)
-        for role in ("prefill", "decode"):
-            total = shares[roles == role].sum(axis=0)
-            shares[roles == role] *= np.divide(left, total, out=np.zeros_like(total), where=total > 0)
-        return FleetPlan(counts, shares * self.problem.demand_per_s)
+        return self.problem.routed(counts, shares)
 
 
 def make_solver(time_limit_s: float | None, gap: float) -> pulp.LpSolver:

@@ -113,20 +113,36 @@ class FleetProblem:
         """Return the replicas of a type that all requests of a class would occupy, at its limit of utilisation."""
         return float(self.demand_per_s[j] / (self.rate_per_s[a, j] * self.utilisation[a]))
 
+    def loads(self) -> Float64[Array, "A J"]:
+        """Return the replicas of each type that all requests of each class would occupy; infinite where it cannot serve it."""
+        usable = self.rate_per_s * self.utilisation[:, None]
+        demand = np.broadcast_to(self.demand_per_s, usable.shape)
+        loads: Float64[Array, "A J"] = np.divide(demand, usable, out=np.full(usable.shape, np.inf), where=usable > 0)
+        return loads
+
     def ceiling(self) -> Int64[Array, " A"]:
         """Return per type the replicas of which more would be useless."""
         lost = np.zeros(len(self.types), np.int64) if self.lost is None else self.lost
-        found = np.zeros(len(self.types), np.int64)
-        for a in range(len(self.types)):
-            useful = sum(self.load(a, j) for j in range(len(self.classes)) if self.serves(a, j))
-            rounded = sum(np.ceil(self.load(a, j) - TOLERANCE) for j in range(len(self.classes)) if self.serves(a, j))
-            found[a] = int(rounded if self.whole else np.ceil(useful - TOLERANCE)) + int(lost[a]) if useful > 0 else 0
+        loads = np.where(self.rate_per_s > 0, self.loads(), 0.0)
+        useful = loads.sum(axis=1)
+        most = np.ceil(loads - TOLERANCE).sum(axis=1) if self.whole else np.ceil(useful - TOLERANCE)
+        found = np.where(useful > 0, most.astype(np.int64) + lost, 0)
         if self.present is not None:
             found = np.maximum(found, self.present)
         if self.follows is not None:  # replicas may be kept through a quiet period
             while np.any(grown := (self.follows >= 0) & (found < found[self.follows])):
                 found[grown] = found[self.follows][grown]
         return found
+
+    def routed(self, counts: Int64[Array, " A"], shares: Float64[Array, "A J"]) -> FleetPlan:
+        """Return the plan that sends these shares of each class to each type; what is served more than once over is trimmed."""
+        roles, shares = np.array(self.roles), shares.copy()
+        shares[roles == "mixed"] /= np.maximum(1.0, shares[roles == "mixed"].sum(axis=0))
+        left = 1 - shares[roles == "mixed"].sum(axis=0)
+        for role in ("prefill", "decode"):
+            total = shares[roles == role].sum(axis=0)
+            shares[roles == role] *= np.divide(left, total, out=np.zeros_like(total), where=total > 0)
+        return FleetPlan(counts, shares * self.demand_per_s)
 
     def before(self, counts: Int64[Array, " A"]) -> Int64[Array, " A"]:
         """Return the replicas of each type before a change to the given ones; the given ones where nothing is known."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pulp
 
+from optsched.capacity.enumeration import enumerated_fleet
 from optsched.capacity.fleet import FleetFormulation, dual_bound, make_solver
 from optsched.capacity.problem import TOLERANCE, FleetPlan, FleetProblem
 from optsched.capacity.survival import failures_not_survived
@@ -84,7 +85,7 @@ def solve_fleet(problem: FleetProblem, *, gap: float = 0.0, time_limit_s: float 
     gap
         Relative gap at which to stop.
     time_limit_s
-        When to stop without a proof.
+        When to stop without a proof. Small problems are solved in a fraction of a second without looking at it.
 
     Raises
     ------
@@ -97,6 +98,9 @@ def solve_fleet(problem: FleetProblem, *, gap: float = 0.0, time_limit_s: float 
     """
     started = time.perf_counter()
     _refuse_what_nobody_serves(problem)
+    if (cheapest := enumerated_fleet(problem)) is not None:
+        value = problem.value(_checked(problem, cheapest))
+        return FleetAnswer(cheapest, "OPTIMAL", value, value, "highs", time.perf_counter() - started)
     formulation = FleetFormulation(problem)
     insured: set[int] = set()
     while True:
@@ -108,9 +112,7 @@ def solve_fleet(problem: FleetProblem, *, gap: float = 0.0, time_limit_s: float 
         for price in fatal.values():
             formulation.survive(price)
         insured.update(fatal)
-    if broken := problem.violations(plan):
-        raise SolveError(f"The solver's fleet breaks a rule (a bug, please report it): {broken[0]}")
-    value = problem.value(plan)
+    value = problem.value(_checked(problem, plan))
     done = proven and value - bound <= max(PROVEN * abs(value), PROVEN)
     return FleetAnswer(
         plan,
@@ -121,6 +123,12 @@ def solve_fleet(problem: FleetProblem, *, gap: float = 0.0, time_limit_s: float 
         time.perf_counter() - started,
         tuple(sorted(insured)),
     )
+
+
+def _checked(problem: FleetProblem, plan: FleetPlan) -> FleetPlan:
+    if broken := problem.violations(plan):
+        raise SolveError(f"The solver's fleet breaks a rule (a bug, please report it): {broken[0]}")
+    return plan
 
 
 def relaxed_value(problem: FleetProblem) -> float:

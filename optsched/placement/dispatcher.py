@@ -154,6 +154,15 @@ class Dispatcher:
         """Note that a turn which was to visit another replica is computed at home after all."""
         self._end_work(conversation)
 
+    def settled(self, now_s: float, conversation: int, replica: int) -> list[Grant]:
+        """Note that a prefilled conversation decodes where it is, wherever it was to go; return what may start, itself first."""
+        view = self._view[conversation]
+        if view in (waiting := self._waiting_decode[self._policy.queue(view)]):
+            waiting.remove(view)
+        self._free(conversation)
+        self._reserve(view, replica)
+        return [Grant("decode", conversation, replica), *self._serve(now_s)]
+
     def _turn(self, conversation: int, number: int, context: int, new: int, output: int) -> TurnView:
         home, replicas = self._decode[conversation], range(len(self._replicas))
         laws = [replica.coefficients for replica in self._replicas]

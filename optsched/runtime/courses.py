@@ -277,14 +277,16 @@ class Courses:
         """Drop caches that others may wait for, where nothing else can happen any more; tell whether there was any.
 
         First turns whose cache finds no room where it should be computed are placed anew; then the copies at homes are dropped;
-        then caches that wait for a decoder, which are computed again when a turn has ended.
+        then the last cache that finds no room at its decoder, or all that wait for one, which are computed again when a turn
+        has ended.
         """
         self._loosened += 1
         if self._loosened > _MOST_LOOSENED or self._place_postponed():
             return self._loosened <= _MOST_LOOSENED
         stuck = [conversation for conversation, course in self._open() if course.away and course.leaving >= 0]
         copies = [] if stuck else [conversation for conversation, course in self._open() if course.copy_at >= 0]
-        held = [] if stuck or copies else [conversation for conversation, course in self._open() if course.held]
+        moving = [] if stuck or copies else [c for c, course in self._open() if course.leaving >= 0 and not course.arrived][-1:]
+        held = moving or ([] if stuck or copies else [conversation for conversation, course in self._open() if course.held])
         for conversation in copies:
             self._drop_copy(conversation)
         self._postponed = held

@@ -4,6 +4,8 @@ A conversation that waits somewhere for room holds memory elsewhere, so circles 
 turn leaves its home only where there is room for it (`Dispatcher.later_turn`); a turn that comes back and finds none lets go of
 the copy that was kept for it; and where a replica evicts somebody who ran, or can serve nobody, visits that wait there, or are
 to come back there, are computed at home. So what decoders do never depends on prefillers, and every turn visits once at most.
+Where replicas compute first turns for each other, one that can serve nobody keeps the last cache that waits there for room
+elsewhere: its conversation goes on where it is, and its memory is lent and taken like that of any other.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from optsched.batching.state import HIDDEN
 from optsched.domain.llm import Llm
 from optsched.domain.log import Event
-from optsched.placement.dispatcher import Dispatcher
+from optsched.placement.dispatcher import Dispatcher, Grant
 from optsched.simulator import state as st
 from optsched.simulator import turns
 from optsched.simulator.coast import interrupt
@@ -108,6 +110,22 @@ class Handovers:
         turns.come_home(state, self.engine, slot, home)
         self.dispatcher.stayed(slot)
         self.retry(visited)
+
+    def settle(self, replica: int) -> list[Grant]:
+        """Have the last cache that waits on a replica for room elsewhere stay, if it may decode there; return what may start."""
+        state, now_s = self.state, float(self.state.clock[0])
+        held = np.flatnonzero((state.place == st.BLOCKED) & (state.replica == replica) & (state.requests.emitted > 0))
+        if not len(held) or state.replicas.prefill_only[replica]:
+            return []
+        last = max(held.tolist(), key=lambda slot: (state.requests.last_token_s[slot], slot))
+        if state.home[last] >= 0:
+            turns.forget_copy(state, self.engine, last)
+        grants = self.dispatcher.settled(now_s, last, replica)
+        for target, waiting in self.waiting.items():
+            if last in waiting:
+                waiting.remove(last)
+                self.retry(target)
+        return grants
 
     def loosen(self) -> bool:
         """Let go of what turns that are away hold, now that nothing else can happen; tell whether there was any.

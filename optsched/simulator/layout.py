@@ -116,6 +116,7 @@ def engine_of(
         record_tokens=record_tokens,
         direct=-1 if direct is None else direct,
         per_turn=per_turn,
+        circles=sum(replica.role == "mixed" for replica in plan.replicas) > 1 and len(plan.links) > 0,
         steady=plan.batching.policy in STEADY,
         eager=plan.batching.policy not in PACING,
         coasts=coasts,

@@ -77,7 +77,7 @@ class Run:
     def to_the_end(self, progress: Callable[[float], None] | None) -> None:
         """Alternate between the event loop and the placement policy until every conversation ended."""
         policy = policy_address(self.plan.batching.policy)
-        while (code := kernel.advance(self.state, self.engine, policy)) != kernel.DRAINED or self.handovers.loosen():
+        while (code := kernel.advance(self.state, self.engine, policy)) != kernel.DRAINED or self._loosen():
             if code == kernel.FULL:
                 self._keep_steps()
             self._listen()
@@ -91,6 +91,14 @@ class Run:
                 f"{missing} conversations wait for cache that is never freed; give the replicas more KV blocks, or the "
                 "placement policy a larger reservation"
             )
+
+    def _loosen(self) -> bool:
+        """Have caches let go of what others may wait for, now that nothing else can happen; tell whether there was any."""
+        for replica in range(len(self.plan.replicas)):
+            if grants := self.handovers.settle(replica):
+                self._apply(float(self.state.clock[0]), grants)
+                return True
+        return self.handovers.loosen()
 
     def _keep_steps(self) -> None:
         filled = int(self.state.steps.size[0])
@@ -119,6 +127,8 @@ class Run:
                 self.handovers.retry(subject)
             elif kind == st.CROWDED:
                 self.handovers.call_back(subject)
+            elif kind == st.STARVED:
+                self._apply(now, self.handovers.settle(subject))
             else:
                 name: EventKind = "preempted" if kind == st.PREEMPTED else "evicted"
                 self.handovers.events.append(Event(time_s, name, subject, replica))

@@ -13,7 +13,7 @@ from optsched.simulator.heap import Heap
 
 Array = np.ndarray
 NOWHERE, QUEUED, MOVING, BLOCKED, DONE = 0, 1, 2, 3, 4
-ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM, TURN_STAYED, CROWDED = 0, 1, 2, 3, 4, 5, 6, 7, 8
+ARRIVED, TURN_ARRIVED, PREFILLED, FINISHED, EVICTED, PREEMPTED, ROOM, TURN_STAYED, CROWDED, STARVED = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 
 class Replicas(NamedTuple):
@@ -178,6 +178,8 @@ class Engine(NamedTuple):
         The replica that takes every conversation at once; -1: placement is asked.
     per_turn
         Whether placement decides where later turns go; otherwise it is only told of them, when it is asked the next time.
+    circles
+        Whether caches may wait for each other's room: several replicas compute first turns for each other.
     steady
         Whether the batching policy refuses again whom it refused, while memory shrinks and nobody comes or goes.
     eager
@@ -201,6 +203,7 @@ class Engine(NamedTuple):
     record_tokens: bool
     direct: int
     per_turn: bool
+    circles: bool
     steady: bool
     eager: bool
     coasts: bool

@@ -14,7 +14,7 @@ from optsched.simulator.coast import begin_run, coast
 from optsched.simulator.heap import STEP_END, push
 from optsched.simulator.prefixes import claim_prefixes, release, squeeze
 from optsched.simulator.queues import note, tell
-from optsched.simulator.state import CROWDED, EVICTED, PREEMPTED, Engine, Replicas, State
+from optsched.simulator.state import CROWDED, EVICTED, PREEMPTED, STARVED, Engine, Replicas, State
 
 
 @lean
@@ -198,6 +198,7 @@ def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
         squeeze(state, replica)
         claim_prefixes(state, engine, replica)
     content = _compose(state, engine, policy, replica, now_s)
+    starved = content.sequences == 0
     while content.sequences == 0 and replicas.woken[replica] and state.outbox.questions[0] == 0:
         # It only evicted, and may serve somebody now. Each time fewer hold a cache, and nobody's grows.
         content = _compose(state, engine, policy, replica, now_s)
@@ -205,5 +206,7 @@ def start_step(state: State, engine: Engine, policy: int, replica: int) -> None:
         _launch(state, engine, replica, content, now_s)
     elif engine.per_turn:
         tell(state.outbox, CROWDED, replica)
+    if starved and engine.circles:
+        tell(state.outbox, STARVED, replica)
     if engine.prefixes:
         squeeze(state, replica)

@@ -11,7 +11,7 @@ from factories import make_plan, make_workload
 from undisturbed import exact_setups, run_on, undisturbed_tokens
 
 from optsched.domain.log import ExecutionLog
-from optsched.domain.plan import Plan, PlanPlacement
+from optsched.domain.plan import Assignment, Plan, PlanPlacement
 from optsched.domain.scenario import EngineSpec
 from optsched.runtime.fleet import Fleet
 from optsched.simulator.simulate import simulate
@@ -84,3 +84,15 @@ def test_emulated_shares_between_none_and_all_send_the_turns_that_the_simulator_
     assert moves(log) == moves(simulate(plan, WORKLOAD))
     sent = Counter((log.prefill_replica[LATER] == 0).tolist())
     assert min(sent[True], sent[False]) > 0
+
+
+def test_caches_that_wait_for_each_others_room_do_not_wait_for_ever() -> None:
+    """Each of two replicas of nine blocks holds a prompt of six that is to decode on the other."""
+    work = make_workload([[(96, 40)], [(96, 40)]], [0.0, 0.0])
+    plan = make_plan(["mixed", "mixed"], kv_blocks=9, engine=EngineSpec(max_batched_tokens=32, max_sequences=4))
+    crossed = (Assignment(conversation=0, prefill="r0", decode="r1"), Assignment(conversation=1, prefill="r1", decode="r0"))
+    plan = plan.replace(placement=PlanPlacement(policy="optimised", assignments=crossed))
+    with Fleet(exact_setups(plan, work)) as fleet:
+        log, tokens = run_on(fleet, plan, work)
+    assert log.violations(work) == []
+    assert tokens.tolist() == undisturbed_tokens(work).tolist()

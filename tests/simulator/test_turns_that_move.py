@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsched.domain.log import ExecutionLog
+from optsched.domain.plan import Assignment
 from optsched.domain.scenario import EngineSpec, Role
 from optsched.domain.workload import Workload
 from optsched.errors import SpecError
@@ -144,3 +145,34 @@ def test_prompts_that_share_cache_and_turns_that_leave_it_are_refused_together()
     plan = make_plan(SPLIT, policy="per-turn", engine=EngineSpec(prefix_caching=True))
     with pytest.raises(SpecError, match=r"prefix_caching: true: prompts that share cache cannot leave it.*leave it out"):
         simulate(plan, ONE)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    policy=st.sampled_from([("per-turn", {"error": 1.0}), ("per-turn", {"extra_tokens": 0}), ("conserve", {"extra_tokens": 0}), ("adaptive", {})]),
+    roles=st.sampled_from([["mixed"] * 2, ["mixed"] * 4, ["prefill", "mixed", "mixed"], ["mixed", "decode", "mixed"]]),
+    spare=st.integers(0, 6),
+    batching=st.sampled_from(["vllm-chunked", "fastgen"]),
+)  # fmt: skip
+def test_replicas_that_compute_first_turns_for_each_other_never_wait_in_a_circle(seed, policy, roles, spare, batching) -> None:
+    rng = np.random.default_rng(seed)
+    work = random_work(rng, int(rng.integers(2, 30)), float(rng.choice([0.0, 0.01, 1.0])))
+    name, parameters = policy
+    plan = make_plan(
+        roles, policy=name, parameters=parameters, batching=batching,
+        kv_blocks=-(-int(work.peak_tokens.max()) // 16) + spare,
+        engine=EngineSpec(max_batched_tokens=int(rng.choice([64, 256])), max_sequences=int(rng.choice([4, 16]))),
+    )  # fmt: skip
+    assert np.isfinite(simulate(plan, work).end_s).all()
+
+
+def test_a_cache_stays_where_it_is_when_its_replica_can_serve_nobody_else() -> None:
+    """Two mixed replicas of nine blocks each hold a prompt for the other, and neither has room for it."""
+    work = make_workload([[(96, 40)], [(96, 40)]], [0.0, 0.0])
+    plan = make_plan(["mixed", "mixed"], policy="optimised", kv_blocks=9)
+    crossed = (Assignment(conversation=0, prefill="r0", decode="r1"), Assignment(conversation=1, prefill="r1", decode="r0"))
+    log = simulate(plan.replace(placement=plan.placement.replace(assignments=crossed)), work)
+    assert np.isfinite(log.end_s).all()
+    assert log.decode_replica.tolist() != [1, 0]
+    assert len(log.transfers.source) <= 1

@@ -7,6 +7,7 @@ dies takes no other with it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -62,7 +63,7 @@ class Exchange:
     left, came
         What happened since it was last looked at.
     wake_fd
-        Becomes readable when either changes.
+        Becomes readable when either changes, or somebody rings.
     """
 
     def __init__(self, setup: Setup, clock: Clock) -> None:
@@ -71,6 +72,7 @@ class Exchange:
         self.came: deque[Came] = deque()
         self.wake_fd, self._bell = os.pipe()
         os.set_blocking(self.wake_fd, False)
+        os.set_blocking(self._bell, False)
         self._offers: dict[int, Tensor] = {}
         self._spare: deque[Tensor] = deque(maxlen=1)
         self._changed = threading.Condition()
@@ -107,6 +109,11 @@ class Exchange:
         flat = spare[:size] if len(spare) >= size else torch.empty(size, dtype=torch.uint8)
         return flat.view(dtype).view(shape)
 
+    def ring(self) -> None:
+        """Wake whoever waits for `wake_fd`."""
+        with contextlib.suppress(BlockingIOError):  # it is full of rings that nobody has heard yet
+            os.write(self._bell, b"!")
+
     def hush(self) -> None:
         """Take note of every ring of the bell."""
         try:
@@ -141,7 +148,7 @@ class Exchange:
                 return  # the other side says that nothing came
         self.withdraw(transfer)
         self.left.append(Left(transfer, start_s))
-        os.write(self._bell, b"!")
+        self.ring()
 
     def _offered(self, transfer: int) -> Tensor | None:
         """Return what is offered, waiting for it: the other side may have heard of it first."""
@@ -163,7 +170,7 @@ class Exchange:
             self.came.append(Came(transfer, content, self._clock.now()))
         except (OSError, RuntimeError, MemoryError) as error:
             self.came.append(Came(transfer, None, self._clock.now(), " ".join(str(error).split()) or type(error).__name__))
-        os.write(self._bell, b"!")
+        self.ring()
 
 
 def _bytes_of(content: Tensor) -> memoryview:

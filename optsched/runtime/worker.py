@@ -12,7 +12,9 @@ import torch
 
 from optsched.errors import OptschedError, WorkerError
 from optsched.runtime.cache import BlockPool
+from optsched.runtime.departures import Departures
 from optsched.runtime.handover import Came, Exchange
+from optsched.runtime.mailbox import Mailbox
 from optsched.runtime.messages import (
     Drop,
     Dropped,
@@ -114,9 +116,10 @@ class Worker:
         self._model, self._pool = self._build(setup)
         self._exchange = Exchange(setup, self._clock)
         self._replica = Replica(setup.index, self._model, self._pool, setup.limits, setup.seed, self._clock, self._recorder)
+        self._departures = Departures(self._replica, self._pool, self._exchange)
+        self._mailbox: Mailbox | None = None
         self._expected: deque[Receive] = deque()
         self._coming: dict[int, Receive] = {}
-        self._leaving: dict[int, Send] = {}
         self._early: dict[int, StartTurn | Park] = {}
         self._reported_s = 0.0
 
@@ -131,7 +134,9 @@ class Worker:
         return model, BlockPool(setup.llm, blocks, block_tokens, model.dtype, setup.device)
 
     def close(self) -> None:
-        """End the other ranks, if there are any."""
+        """Listen no more, and end the other ranks, if there are any."""
+        if self._mailbox is not None:
+            self._mailbox.close()
         if self._ranks is not None:
             self._ranks.close()
 
@@ -139,9 +144,10 @@ class Worker:
         """Serve until told to stop."""
         warm_up(self._replica, self._setup)
         self._recorder.report()
+        self._mailbox = Mailbox(self._connection, self._at_once, self._exchange.ring)
         self._connection.send(Ready(self._exchange.address))
         start_s: float | None = None
-        while self._listen():
+        while self._listen(self._mailbox):
             self._move_caches()
             self._busy[self._setup.index] = 1
             # A step is charged with everything since the one before it: bookkeeping, reports and messages too.
@@ -152,7 +158,7 @@ class Worker:
             self._busy[self._setup.index] = 0
             self._report(self._clock.now(), not self._recorder.empty)
             patience = _RETRY_S if self._replica.has_work else None
-            wait([self._connection, self._exchange.wake_fd], patience)
+            wait([self._exchange.wake_fd], patience)
 
     def _count_busy(self) -> int:
         return max(1, sum(self._busy[:]))
@@ -162,10 +168,17 @@ class Worker:
             self._connection.send(self._recorder.report())
             self._reported_s = now_s
 
-    def _listen(self) -> bool:
+    def _at_once(self, message: ToWorker) -> bool:
+        """Offer a cache without waiting for the end of the step; ranks of a replica work on one thing at a time."""
+        if not isinstance(message, Send) or self._ranks is not None:
+            return False
+        self._departures.send(message)
+        return True
+
+    def _listen(self, mailbox: Mailbox) -> bool:
         """Handle what the controller said; False when it said stop."""
-        while self._connection.poll():
-            message: ToWorker = self._connection.recv()
+        self._exchange.hush()  # first: what rings from here on is seen before the worker sleeps
+        for message in mailbox.take():
             if isinstance(message, Stop):
                 return False
             self._handle(message)
@@ -183,7 +196,7 @@ class Worker:
         elif isinstance(message, Drop):
             self._drop(message)
         elif isinstance(message, Send):
-            self._send(message)
+            self._departures.send(message)
         elif isinstance(message, Receive):
             self._coming[message.first.conversation] = message
             self._expected.append(message)
@@ -202,24 +215,17 @@ class Worker:
     def _await_departure(self, conversation: int) -> None:
         """See to it that a cache which went away, and is back in spirit, has left: only the other side's word may lack."""
         deadline_s = self._clock.now() + self._setup.patience_s
-        while any(send.conversation == conversation and not send.keep for send in self._leaving.values()):
+        while self._departures.leaves(conversation):
             if self._clock.now() > deadline_s:
                 raise WorkerError(f"the cache of conversation {conversation} did not leave within {self._setup.patience_s:g} s")
             wait([self._exchange.wake_fd], _RETRY_S)
+            self._exchange.hush()
             self._note_departures()
-
-    def _send(self, message: Send) -> None:
-        replica, conversation = self._replica, message.conversation
-        blocks = replica.blocks_of(conversation)[replica.first_moving(replica.cache_of(conversation), message.kept) :]
-        self._leaving[message.transfer] = message
-        self._exchange.offer(message.transfer, self._pool.export_blocks(blocks))
 
     def _drop(self, message: Drop) -> None:
         """Forget a conversation, also where its cache is just leaving or coming."""
         conversation = message.conversation
-        for transfer in [number for number, send in self._leaving.items() if send.conversation == conversation]:
-            self._exchange.withdraw(transfer)
-            del self._leaving[transfer]
+        self._departures.withdraw(conversation)
         if (coming := self._coming.pop(conversation, None)) is not None:
             self._expected = deque(one for one in self._expected if one.transfer != coming.transfer)
         self._early.pop(conversation, None)
@@ -230,7 +236,6 @@ class Worker:
     def _move_caches(self) -> None:
         """Free what has left, queue what has come, and make room for what is announced, first come, first served."""
         exchange = self._exchange
-        exchange.hush()
         self._note_departures()
         while exchange.came:
             self._take_in(exchange.came.popleft())
@@ -239,14 +244,8 @@ class Worker:
             exchange.fetch(handover.transfer, handover.address, self._shape(handover), self._pool.storage.dtype)
 
     def _note_departures(self) -> None:
-        while self._exchange.left:
-            left = self._exchange.left.popleft()
-            message = self._leaving.pop(left.transfer, None)
-            if message is None:
-                continue  # dropped in the meantime
-            if not message.keep:
-                self._replica.forget(message.conversation)
-            self._recorder.news.append(Sent(message.transfer, message.conversation, message.target, left.start_s))
+        for send, start_s in self._departures.left():
+            self._recorder.news.append(Sent(send.transfer, send.conversation, send.target, start_s))
 
     def _take_in(self, came: Came) -> None:
         handover = next((coming for coming in self._coming.values() if coming.transfer == came.transfer), None)

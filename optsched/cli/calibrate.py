@@ -34,7 +34,8 @@ def calibrate(
         Published measurements of operators, collectives or whole steps on that gpu: a file, or a folder that is searched.
         What kind of table each file is shows in its content. Steps give an engine's overheads, on top of the gpu's laws.
     log
-        Log of an 'optsched run'; the step laws of the llms that ran are fitted to what the workers did.
+        Log of an 'optsched run'; the step laws of the llms that ran are fitted to what the workers did, and of workers on this
+        machine the link between them, too.
     llm
         Language models to measure, with random weights; a step law is fitted for each.
     replicas

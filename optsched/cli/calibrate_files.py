@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optsched.cli.link_writing import fitted_link, link_facts, link_in_words, write_link
 from optsched.cli.output import emit_json, print_line, print_table, warn
 from optsched.cli.tier_writing import fitted_step_law, target_file, tier_text, today
 
 if TYPE_CHECKING:
     from optsched.cost.log_fit import LogFit
     from optsched.domain.fit import Fit
+    from optsched.domain.hardware import Link
 
 _HIGH_ERROR = 0.25
 
 
 def calibrate_log(gpu_name: str | None, path: Path, seed: int, out: Path | None, as_json: bool) -> None:
-    """Fit the step laws of a gpu to the log of an execution and write its tier file.
+    """Fit the step laws of a gpu, and of a machine the link between its workers, to the log of an execution; write their files.
 
     Parameters
     ----------
@@ -32,6 +34,7 @@ def calibrate_log(gpu_name: str | None, path: Path, seed: int, out: Path | None,
         If the file is no log with a plan, or its replicas stand on several gpus and none is named.
     """
     from optsched import catalog
+    from optsched.cost.link_fit import fit_logged_link
     from optsched.cost.log_fit import fit_log, logged_gpus
     from optsched.errors import SpecError
     from optsched.files import write_atomically
@@ -49,10 +52,13 @@ def calibrate_log(gpu_name: str | None, path: Path, seed: int, out: Path | None,
     how = f"fitted by 'optsched calibrate' to the log {path.name}"
     laws = [fitted_step_law(each.llm.name, each.tp, each.report, f"{how} at {each.power_cap_w:g} W") for each in fits]
     write_atomically(target, tier_text(gpu, laws).encode())
-    _report_log(fits, target, as_json)
+    moves = fit_logged_link(log, plan, gpu)
+    link = fitted_link(gpu, moves, how) if moves is not None else None
+    link_file = write_link(link, target) if link is not None else None
+    _report_log(fits, link, target, link_file, as_json)
 
 
-def _report_log(fits: Sequence[LogFit], target: Path, as_json: bool) -> None:
+def _report_log(fits: Sequence[LogFit], link: Link | None, target: Path, link_file: Path | None, as_json: bool) -> None:
     for each in fits:
         _warn_if_high(f"the step law of {each.llm.name}", each.report.heldout_mape)
     if as_json:
@@ -64,14 +70,16 @@ def _report_log(fits: Sequence[LogFit], target: Path, as_json: bool) -> None:
             }
             for each in fits
         ]  # fmt: skip
-        emit_json({"out": str(target), "step_laws": laws})
+        emit_json({"out": str(target), "step_laws": laws, **link_facts(link, link_file)})
         return
     cells = [
         (each.llm.name, each.tp, each.report.num_steps, f"{each.report.train_mape:.1%}", f"{each.report.heldout_mape:.1%}")
         for each in fits
     ]
     print_table("Step laws fitted to the log", ("llm", "tp", "steps", "error", "held-out error"), cells)
-    print_line(f"Written to {target}")
+    if link is not None:
+        print_line(link_in_words(link))
+    print_line(f"Written to {target}" + (f" and {link_file}" if link_file else ""))
 
 
 def calibrate_profile(gpu_name: str, path: Path, out: Path | None, as_json: bool) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from optsched.cli.link_writing import fitted_link, link_facts, link_in_words, write_link
 from optsched.cli.output import emit_json, print_line, print_table, progress, warn
-from optsched.cli.tier_writing import fitted_step_law, make_folder, target_file, tier_text, today
+from optsched.cli.tier_writing import fitted_step_law, target_file, tier_text
 
 if TYPE_CHECKING:
     from optsched.cost.calibrate import FitReport
@@ -63,8 +63,8 @@ def calibrate_machine(
     how = f"measured on this machine by 'optsched calibrate' with seed {seed}"
     laws = [fitted_step_law(shape.name, 1, report, how) for shape, _, report in measured]
     write_atomically(target, tier_text(gpu, laws).encode())
-    link = _link(measured[-1][1])
-    link_file = _write_link(link, target) if link is not None else None
+    link = _link(gpu, measured[-1][1], how)
+    link_file = write_link(link, target) if link is not None else None
     _report(target, measured, link, link_file, as_json)
 
 
@@ -84,31 +84,12 @@ def _measure(gpu: Gpu, llm: Llm, replicas: int, seed: int, budget_s: float, devi
     return measured, fit_step_law(measured.steps, durations_s=measured.durations_s, prior=prior, seed=seed)
 
 
-def _link(measured: Measured) -> Link | None:
-    from optsched import catalog
+def _link(gpu: Gpu, measured: Measured, how: str) -> Link | None:
+    from optsched.cost.link_fit import fit_link
 
     if not len(measured.handover_s):
         return None
-    latency_s, bytes_per_s = measured.link()
-    day, count = today(), len(measured.handover_s)
-    source = f"measured on this machine by 'optsched calibrate' on {day}: {count} hand-overs of cache over gloo"
-    return catalog.link("loopback").replace(latency_s=latency_s, bytes_per_s=bytes_per_s, source=source)
-
-
-def _write_link(link: Link, tier_file: Path) -> Path | None:
-    """Write the link where plans that find the tier file find it too: a ``links`` folder beside its ``gpus`` folder."""
-    from optsched.files import write_atomically
-
-    if tier_file.resolve().parent.name != "gpus":
-        return None
-    path = tier_file.resolve().parent.parent / "links" / f"{link.name}.toml"
-    make_folder(path.parent)
-    fields = {
-        "schema": "optsched/link", "version": 1, "name": link.name, "title": link.title, "bandwidth": link.bytes_per_s,
-        "latency": link.latency_s, "joules_per_byte": link.joules_per_byte, "source": link.source,
-    }  # fmt: skip
-    write_atomically(path, "".join(f"{key} = {json_text.dumps(value)}\n" for key, value in fields.items()).encode())
-    return path
+    return fitted_link(gpu, fit_link(measured.handover_bytes, measured.handover_s), how)
 
 
 def _report(
@@ -126,8 +107,7 @@ def _report(
                     }
                     for llm, _, report in measured
                 ],
-                "link": None if link is None else {"latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s},
-                "link_out": None if link_file is None else str(link_file),
+                **link_facts(link, link_file),
             }
         )  # fmt: skip
         return
@@ -142,5 +122,5 @@ def _report(
         "Step laws measured on this machine", ("llm", "steps", "error", "held-out error", "slow-down 1, 2, .. busy"), rows
     )
     if link is not None:
-        print_line(f"Hand-over of cache: {link.latency_s * 1e3:.3g} ms + bytes / ({link.bytes_per_s / 1e9:.3g} GB/s)")
+        print_line(link_in_words(link))
     print_line(f"Written to {target}" + (f" and {link_file}" if link_file else ""))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 
-import numpy as np
 import pytest
 from factories import LAW, NOTHING, make_plan
 
 from optsched import catalog, files
 from optsched.cli import invoke
 from optsched.cli.tier_writing import tier_text
-from optsched.domain.hardware import FittedStepLaw, Gpu, Link
+from optsched.domain.hardware import FittedStepLaw, Gpu
 from optsched.domain.plan import Plan, PlanWorkload
 from optsched.domain.results import Quantiles
 from optsched.domain.workload import Arrivals, Recipe
 from optsched.logfile import load_log
 from optsched.report.accuracy import relative_errors
-from optsched.runtime.measure import Measured
 
 _LENGTHS = {"quantiles": ((0, 4), (1, 12))}
 RECIPE = Recipe.model_validate(
@@ -120,13 +118,3 @@ def test_a_tier_file_keeps_the_laws_of_other_llms_and_reads_back_exactly(tmp_pat
     path = tmp_path / "local-cpu.toml"
     path.write_text(tier_text(gpu, [new]))
     assert files.load(Gpu, "gpu", path) == gpu.replace(step_laws=(old[0], new))
-
-
-def test_the_link_fit_recovers_latency_and_rate() -> None:
-    moved = np.array([1e5, 1e5, 1e6, 4e6, 2e7])
-    empty = np.zeros(0)
-    measured = Measured(None, empty, moved, 3e-4 + moved / 2e9)  # type: ignore[arg-type]
-    assert measured.link() == pytest.approx((3e-4, 2e9))
-    small = Measured(None, empty, np.array([100.0, 100.0]), np.array([1e-3, 1e-3]))  # type: ignore[arg-type]
-    latency_s, bytes_per_s = small.link()
-    assert Link(name="x", title="x", bytes_per_s=bytes_per_s, latency_s=latency_s, source="x").latency_s <= 1e-3

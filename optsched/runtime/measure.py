@@ -35,7 +35,7 @@ class Measured:
         The whole time of each step, from the end of the one before (if there was no pause): scheduling, bookkeeping and
         reports included.
     handover_bytes, handover_s
-        Size and duration of every cache that moved from one worker to another while all of them computed; empty if a single
+        Size and duration of every cache that moved from one worker to another while both computed; empty if a single
         worker was measured.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,13 +14,26 @@ from optsched.domain.scenario import EngineSpec
 from optsched.errors import WorkerError
 from optsched.runtime.episodes import Conversation, Episodes, longest_prompt
 from optsched.runtime.fleet import Fleet
-from optsched.runtime.messages import Died, Failed, Prefilled, Receive, Received, Report, Send, Sent, StartTurn, TurnEnded
+from optsched.runtime.messages import (
+    Died,
+    Failed,
+    Prefilled,
+    Receive,
+    Received,
+    Report,
+    Send,
+    Sent,
+    StartTurn,
+    TurnEnded,
+    Unreceived,
+)
 from optsched.runtime.observation import merge_steps
 from optsched.runtime.prompts import prompt_tokens
 
 Array = np.ndarray
 _FEWEST_ROUNDS, _MOST_ROUNDS = 2, 8
-_PATIENCE_S = 600.0
+_IN_FLIGHT = 3  # one that decodes, one that moves, one that is computed: neither worker waits for the other
+_DECODED_TOKENS = 16
 
 
 class Measuring:
@@ -46,7 +58,8 @@ class Measuring:
         self._open: dict[int, tuple[int, int]] = {}  # conversation -> worker, next turn
         self._steps: list[Steps] = []
         self._moves: list[tuple[float, float]] = []
-        self._moving: set[int] = set()
+        self._left_s: dict[int, float] = {}
+        self._came: dict[int, Received] = {}
         self._zero_s = fleet.begin()
 
     def steps(self) -> Steps:
@@ -66,57 +79,54 @@ class Measuring:
             self._listen()
 
     def handovers(self, seconds: float) -> None:
-        """Move caches of several sizes from the first worker to the second, while all workers compute something else, too.
+        """Have the first worker compute prompts of several sizes, and the second decode them.
 
-        Idle workers hand over several times as fast as those that share cores with their steps, and plans are about these.
-        It takes so many seconds, but moves each size twice at least.
+        So caches move as in a plan that has prefillers: while the source computes the next prompt and the target decodes what
+        came before. Between idle workers they would move several times as fast. It takes so many seconds, but moves each size
+        twice at least.
         """
-        sizes = np.unique(np.maximum(1, self._longest // np.array([1 << 20, 16, 4, 2, 1])))
-        end_s, rounds = self._now() + seconds, 0
-        while rounds < _FEWEST_ROUNDS or (self._now() < end_s and rounds < _MOST_ROUNDS):
+        sizes = np.unique(np.maximum(1, self._longest // np.array([1 << 20, 16, 4, 2, 1]))).tolist()
+        began_s, rounds = self._now(), 0
+        while rounds < _FEWEST_ROUNDS or (self._now() < began_s + seconds and rounds < _MOST_ROUNDS):
             rounds += 1
-            for size in sizes.tolist():
-                self._move(size)
+            for size in sizes:
+                self._start(0, Conversation(((size, _DECODED_TOKENS),), hidden=False), stays=False)
+                while len(self._open) > _IN_FLIGHT:
+                    self._move()
         while self._open:
-            self._listen()
+            self._move()
 
-    def _move(self, size: int) -> None:
-        """Have a prompt of so many tokens computed by the first worker, and its cache handed over to the second."""
-        index = self._start(0, Conversation(((size, 2),), hidden=False), stays=False)
-        self._moving.add(index)
-        (told,) = self._await(lambda news: isinstance(news, Prefilled) and news.conversation == index, 1)
-        assert isinstance(told, Prefilled)
-        self._hand_over(told, size)
-        found = self._await(lambda news: isinstance(news, (Sent, Received)), 2)
-        start_s = next(news.start_s for news in found if isinstance(news, Sent))
-        received = next(news for news in found if isinstance(news, Received))
-        self._moves.append((float(received.num_bytes), received.end_s - start_s))
+    def _move(self) -> None:
+        """Take in what the workers report, and hand over the caches of prompts that are computed."""
+        for news in self._listen():
+            if isinstance(news, Prefilled):
+                self._hand_over(news)
+            elif isinstance(news, Sent):
+                self._left_s[news.transfer] = news.start_s
+            elif isinstance(news, Received):
+                self._came[news.transfer] = news
+            elif isinstance(news, Unreceived):
+                raise WorkerError(f"a cache was not handed over while steps were measured: {news.reason}")
+        for transfer in self._left_s.keys() & self._came.keys():  # the source's word may come last
+            received = self._came.pop(transfer)
+            self._moves.append((float(received.num_bytes), received.end_s - self._left_s.pop(transfer)))
 
     def _supply(self, workers: range) -> None:
-        """Give those who have nothing to do the next episode; a conversation that is to move does not count."""
-        occupied = {worker for index, (worker, _) in self._open.items() if index not in self._moving}
+        """Give those who have nothing to do the next episode."""
+        occupied = {worker for worker, _ in self._open.values()}
         for worker in set(workers) - occupied:
             for conversation in next(self._episodes):
                 self._start(worker, conversation)
 
-    def _hand_over(self, told: Prefilled, size: int) -> None:
-        """Move the cache of a prompt of `size` tokens, whose first output token is out."""
+    def _hand_over(self, told: Prefilled) -> None:
+        """Move the cache of a prompt whose first output token is out."""
         conversation = told.conversation
+        ((size, _),) = self._conversations[conversation].turns
         prompt = prompt_tokens(self._seed, conversation, 0, size, self._vocab_size)
         first = replace(self._turn(conversation, 0, stays=True), tokens=np.append(prompt, told.token), emitted=1)
         address = self._fleet.address(0)
         self._fleet.send(1, Receive(conversation, first, 0, address, told.cache, told.context, told.time_s))
         self._fleet.send(0, Send(conversation, conversation, 1))
-
-    def _await(self, wanted: Callable[[object], bool], count: int) -> list[object]:
-        found: list[object] = []
-        deadline_s = self._now() + _PATIENCE_S
-        while len(found) < count and self._now() < deadline_s:
-            self._supply(range(self._fleet.size))
-            found += [news for news in self._listen() if wanted(news)]
-        if len(found) < count:
-            raise WorkerError(f"a cache hand-over did not end within {_PATIENCE_S:g} s")
-        return found
 
     def _now(self) -> float:
         return time.monotonic() - self._zero_s

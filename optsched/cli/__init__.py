@@ -31,6 +31,7 @@ _COMMANDS = (
 def _app() -> App:
     app = App(
         name="optsched", help=_SUMMARY, version=__version__, help_format="plaintext", result_action="return_value",
+        suppress_keyboard_interrupt=False,  # what a command was doing is said in one line
     )  # fmt: skip
     for name, summary in _COMMANDS:
         module = name.replace("-", "_")
@@ -60,8 +61,8 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     except OptschedError as error:
         print(f"optsched: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 1
-    except KeyboardInterrupt:
-        print("optsched: interrupted", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as interrupt:
+        print(f"optsched: {str(interrupt) or 'interrupted'}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         return 141

@@ -104,11 +104,16 @@ def run(
                 plan, workload, seed=seed, device=device, backend=backend, time_limit_s=limit_s, patience_s=silence_s,
                 progress=advance,
             )  # fmt: skip
-    except (WorkerLostError, RunInterrupted) as ended:
+    except WorkerLostError as ended:
         if log is not None:
             logfile.save_log(ended.log, workload, log, plan)
             warn(f"Log so far written to {log}")
         raise
+    except RunInterrupted as ended:
+        if log is None:
+            raise
+        logfile.save_log(ended.log, workload, log, plan)
+        raise KeyboardInterrupt(f"{ended}; partial log in {log}") from ended
     _warn_of_deaths(observed_log)
     if log is not None:
         logfile.save_log(observed_log, workload, log, plan)

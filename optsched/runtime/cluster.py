@@ -44,7 +44,7 @@ class WorkerLostError(WorkerError):
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C was pressed.
+    """Ctrl-C was pressed after so many conversations had ended.
 
     Attributes
     ----------
@@ -52,8 +52,8 @@ class RunInterrupted(KeyboardInterrupt):
         What had happened until then; NaN where nothing had.
     """
 
-    def __init__(self, log: ExecutionLog) -> None:
-        super().__init__()
+    def __init__(self, ended: int, conversations: int, log: ExecutionLog) -> None:
+        super().__init__(f"interrupted after {ended:,} of {conversations:,} conversations")
         self.log = log
 
 
@@ -194,7 +194,7 @@ class _Run:
             self._drain()
         except KeyboardInterrupt as interrupt:
             self.observed.events.append(Event(self.now(), "interrupted", -1, -1))
-            raise RunInterrupted(self._log()) from interrupt
+            raise RunInterrupted(self.courses.ended, self.workload.num_conversations, self._log()) from interrupt
         except InfeasibleError as error:
             raise WorkerLostError(str(error), self._log()) from error
         return self._log()

@@ -12,11 +12,14 @@ from optsched import catalog, files
 from optsched.cli import invoke
 from optsched.cli.tier_writing import tier_text
 from optsched.domain.hardware import FittedStepLaw, Gpu
+from optsched.domain.log import ExecutionLog
 from optsched.domain.plan import Plan, PlanWorkload
 from optsched.domain.results import Quantiles
-from optsched.domain.workload import Arrivals, Recipe
+from optsched.domain.workload import Arrivals, Recipe, Workload
 from optsched.logfile import load_log
 from optsched.report.accuracy import relative_errors
+from optsched.runtime.cluster import RunInterrupted
+from optsched.simulator.simulate import simulate
 
 _LENGTHS = {"quantiles": ((0, 4), (1, 12))}
 RECIPE = Recipe.model_validate(
@@ -54,6 +57,34 @@ def test_run_prints_predicted_observed_and_error_and_writes_the_log(tmp_path, ca
     assert log.makespan_s == pytest.approx(observed["makespan_s"])
     assert "conversation 3, turn 1: decode" in (tmp_path / "run.svg").read_text()
     assert multiprocessing.active_children() == []
+
+
+def test_a_run_that_is_interrupted_says_how_far_it_came_and_where_its_log_is(tmp_path, monkeypatch, capsys) -> None:
+    path, log_path = tmp_path / "plan.json", tmp_path / "log.parquet"
+    files.save(small_plan(), "plan", path)
+
+    def interrupted(plan: Plan, workload: Workload, **options: object) -> ExecutionLog:
+        raise RunInterrupted(1, workload.num_conversations, simulate(plan, workload))
+
+    monkeypatch.setattr("optsched.runtime.cluster.execute", interrupted)
+    assert invoke(["run", str(path), "--log", str(log_path)]) == 130
+    assert _last_line(capsys) == f"optsched: interrupted after 1 of 4 conversations; partial log in {log_path}"
+    assert load_log(log_path)[1] == small_plan()
+    assert invoke(["run", str(path)]) == 130
+    assert _last_line(capsys) == "optsched: interrupted after 1 of 4 conversations"
+
+
+def test_a_command_that_is_interrupted_says_so(monkeypatch, capsys) -> None:
+    def interrupted(path: object) -> Plan:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optsched.files.load_plan", interrupted)
+    assert invoke(["run", "plan.json"]) == 130
+    assert _last_line(capsys) == "optsched: interrupted"
+
+
+def _last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_errors_are_relative_to_what_was_observed() -> None:

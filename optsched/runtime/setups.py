@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from optsched.batching.policies import policy_parameters
+from optsched.batching.policies import HYBRID, policy_parameters
 from optsched.batching.policies.dispatch import own_parameters
 from optsched.batching.step_time import law_rows
 from optsched.domain.plan import Plan, PlanLlm, PlanReplica
@@ -37,6 +37,7 @@ def worker_setups(
     llms = {llm.name: llm for llm in plan.llms}
     for replica in plan.replicas:
         _refuse_what_cannot_run(replica, llms[replica.llm], workload, device, backend)
+        _refuse_hidden_cache_of_ranks(replica, llms[replica.llm], plan.batching.policy)
     refuse_what_cannot_fit(plan, workload)
     parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
     return [
@@ -85,6 +86,16 @@ def refuse_what_memory_cannot_hold(plan: Plan) -> None:
         raise InfeasibleError(
             f"The plan's caches and weights take {needed / 1e9:.4g} GB, this machine has {have / 1e9:.4g} GB. "
             "Plan for local-cpu, or with fewer kv_blocks."
+        )
+
+
+def _refuse_hidden_cache_of_ranks(replica: PlanReplica, llm: PlanLlm, policy: str) -> None:
+    """Refuse a plan that counts on hidden cache where ranks hold KV cache alone: its prediction would be of something else."""
+    if replica.tp > 1 and policy in HYBRID and llm.shape.hidden_ratio < 1:
+        raise SpecError(
+            f"replica {replica.id!r} has tp {replica.tp}, and {policy!r} keeps hidden cache of {llm.name}; ranks keep KV cache alone. "
+            "Plan with tp 1, or another batching policy: density is the same without hidden cache.",
+            field="batching.policy",
         )
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from factories import TINY, make_plan, make_workload
+from small_llms import OPT
 
 from optsched import catalog
+from optsched.batching.policies import HYBRID
 from optsched.domain.plan import PlanLlm
 from optsched.domain.scenario import EngineSpec
 from optsched.domain.workload import Workload
@@ -132,6 +134,15 @@ def test_an_interrupt_and_the_time_limit_leave_no_process() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize("policy", sorted(HYBRID))
+def test_ranks_are_not_asked_for_the_hidden_cache_that_a_plan_counts_on(policy: str) -> None:
+    workload = make_workload([[(100, 100)]], [0.0])
+    plan = make_plan(["mixed"], policy="collocated", batching=policy)
+    ranks = plan.replace(replicas=(plan.replicas[0].replace(tp=2),), llms=(PlanLlm(name="tiny", shape=OPT),))
+    with pytest.raises(SpecError, match=f"'r0' has tp 2, and '{policy}' keeps hidden cache of tiny; ranks keep KV cache alone"):
+        execute(ranks, workload)
+
+
 def test_what_cannot_run_is_refused_before_any_process_starts() -> None:
     workload = make_workload([[(100, 100)]], [0.0])
     plan = make_plan(["mixed"], policy="collocated")
@@ -141,6 +152,8 @@ def test_what_cannot_run_is_refused_before_any_process_starts() -> None:
         execute(plan.replace(replicas=(plan.replicas[0].replace(tp=4),)), workload)
     with pytest.raises(SpecError, match="replica 'r0' has tp 2; ranks share a replica on local cpu workers only"):
         execute(plan.replace(replicas=(plan.replicas[0].replace(tp=2),)), workload, device="cuda")
+    with pytest.raises(SpecError, match="replica 'r0' has tp 2; ranks share a replica on local cpu workers only"):
+        execute(plan.replace(replicas=(plan.replicas[0].replace(tp=2),)), workload, backend="ray")
     short = PlanLlm(name="tiny", shape=TINY.replace(max_positions=128))
     with pytest.raises(SpecError, match=r"reaches 200 tokens; tiny has positions for 128. Shorten the workload"):
         execute(plan.replace(llms=(short,)), workload)

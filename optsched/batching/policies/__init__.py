@@ -34,6 +34,9 @@ STEADY = frozenset({"fastgen", "random", "sarathi", "sjf", "vllm", "vllm-chunked
 FIRST_COME = frozenset({"sarathi", "vllm", "vllm-chunked"})
 """Those of them that admit nobody past one who has waited longer, so that it does not matter who comes behind."""
 
+HYBRID = frozenset({"apt-serve", "apt-serve-decay", "apt-serve-exact"})
+"""Policies that hold requests as hidden cache where that is smaller than KV cache."""
+
 PACING = frozenset({"paced"})
 """Policies that may leave out running requests although all decode and all of it fits."""
 

@@ -16,13 +16,27 @@ class TurnQueued:
     arrival_s
         When it arrived at the server, which may be earlier.
     stays
-        Of a first turn: whether it decodes here.
+        Unless its cache was here: whether it decodes here.
+    tokens, emitted
+        Tokens that came with it, and how many of them, at their end, are output tokens of this turn.
+    here
+        Whether it goes on from a cache that was idle here; else all that was said came with it.
     """
 
     conversation: int
     turn: int
     arrival_s: float
     stays: bool
+    tokens: int
+    emitted: int
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOut:
+    """An idle conversation left the queue: its turn is computed elsewhere. What is cached of it stays until it is forgotten."""
+
+    conversation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +52,27 @@ class RoomMade:
 
     Attributes
     ----------
-    conversation, arrival_s
-        Whose, and when its first turn arrived.
+    conversation, turn, arrival_s
+        Whose, and which turn arrived when.
     context, cache, blocks
-        Cached tokens, their kind, and the blocks that they take.
+        Cached tokens, their kind, and the blocks that they take, those of a copy that was kept here included.
+    new_tokens, emitted
+        Tokens to compute, and output tokens of the turn so far.
+    stays
+        Whether it decodes here.
     token_s
-        When its first token appeared.
+        When the last of them appeared; when the turn arrived if there is none.
     """
 
     conversation: int
+    turn: int
     arrival_s: float
     context: int
     cache: int
     blocks: int
+    new_tokens: int
+    emitted: int
+    stays: bool
     token_s: float
 
 
@@ -63,7 +85,7 @@ class Landed:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A conversation's cache was freed after it left for another replica."""
+    """A conversation's cache was freed: it left for another replica, or was dropped."""
 
     conversation: int
 
@@ -91,4 +113,4 @@ class Decided:
     evicted: tuple[int, ...]
 
 
-Entry = TurnQueued | Stayed | RoomMade | Landed | Forgotten | Decided
+Entry = TurnQueued | TakenOut | Stayed | RoomMade | Landed | Forgotten | Decided

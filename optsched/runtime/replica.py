@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.batching.state import HIDDEN, KV, Counts, Engine
-from optsched.domain.journal import Decided, Forgotten, Landed, RoomMade, Stayed, TurnQueued
+from optsched.domain.journal import Decided, Forgotten, Landed, RoomMade, Stayed, TakenOut, TurnQueued
 from optsched.runtime.attention import Batch
 from optsched.runtime.cache import BlockPool
 from optsched.runtime.messages import Incident, Limits, Prefilled, Receive, StartTurn, TurnEnded
@@ -56,14 +56,15 @@ class Replica:
 
     def start_turn(self, turn: StartTurn) -> None:
         """Queue a turn: of a conversation that is new here, or of one that is idle here."""
-        slot = self.slots.slot_of.get(turn.conversation)
+        slot, tokens = self.slots.slot_of.get(turn.conversation), self._tokens(turn)
+        told = (turn.conversation, turn.turn, turn.arrival_s, turn.stays, len(tokens), turn.emitted, slot is not None)
         if slot is None:
-            slot = self.slots.open(turn, self._tokens(turn))
+            slot = self.slots.open(turn, tokens)
         else:
             self.idle.remove(slot)
-            self.slots.next_turn(slot, turn, self._tokens(turn))
+            self.slots.next_turn(slot, turn, tokens)
         self.waiting.append(slot)
-        self.recorder.enter(TurnQueued(turn.conversation, turn.turn, turn.arrival_s, turn.stays))
+        self.recorder.enter(TurnQueued(*told))
 
     def stay(self, conversation: int) -> None:
         """Let a prefilled conversation that was held back decode here."""
@@ -84,6 +85,7 @@ class Replica:
         """Take an idle conversation out of the queue, so that nothing evicts it; return kind and tokens of its cache."""
         slot, requests = self.slots.slot_of[conversation], self.slots.requests
         self.idle.remove(slot)
+        self.recorder.enter(TakenOut(conversation))
         return int(requests.cache[slot]), int(requests.context[slot])
 
     def drop(self, conversation: int) -> None:
@@ -119,9 +121,10 @@ class Replica:
         needed = -(-handover.context // int(self._per_block[handover.cache]))
         if needed - held > self.slots.tables.num_free or (slot is not None and not handover.kept):
             return False
-        slot = self.slots.adopt(handover, self._tokens(turn), needed)
-        self.slots.requests.late[slot] = turn.emitted > 0 and handover.token_s - turn.arrival_s >= self.limits.ttft_slo_s
-        made = (turn.conversation, turn.arrival_s, handover.context, handover.cache, needed, handover.token_s)
+        slot, requests = self.slots.adopt(handover, self._tokens(turn), needed), self.slots.requests
+        requests.late[slot] = turn.emitted > 0 and handover.token_s - turn.arrival_s >= self.limits.ttft_slo_s
+        cached = (handover.context, handover.cache, needed, int(requests.new_tokens[slot]))
+        made = (turn.conversation, turn.turn, turn.arrival_s, *cached, turn.emitted, turn.stays, handover.token_s)
         self.recorder.enter(RoomMade(*made))
         return True
 

@@ -93,8 +93,8 @@ def _refuse_hidden_cache_of_ranks(replica: PlanReplica, llm: PlanLlm, policy: st
     """Refuse a plan that counts on hidden cache where ranks hold KV cache alone: its prediction would be of something else."""
     if replica.tp > 1 and policy in HYBRID and llm.shape.hidden_ratio < 1:
         raise SpecError(
-            f"replica {replica.id!r} has tp {replica.tp}, and {policy!r} keeps hidden cache of {llm.name}; ranks keep KV cache alone. "
-            "Plan with tp 1, or another batching policy: density is the same without hidden cache.",
+            f"replica {replica.id!r} has tp {replica.tp}, and {policy!r} keeps hidden cache of {llm.name}; ranks keep KV cache "
+            "alone. Plan with tp 1, or another batching policy: density is the same without hidden cache.",
             field="batching.policy",
         )
 

@@ -1,7 +1,8 @@
 """Take a worker's decisions again, in the simulator and on the worker's own clock.
 
 Simulator and workers share the policies, but each applies decisions and keeps books by its own code. Given the same events at
-the same times they must decide alike, step by step.
+the same times they must decide alike, step by step, wherever turns are computed and caches move; replicas that are lost, and
+what is computed again for them, are not replayed.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from optsched.batching.policies.dispatch import policy_address
-from optsched.domain.journal import Decided, Entry, Forgotten, Landed, RoomMade, Stayed, TurnQueued
+from optsched.domain.journal import Decided, Entry, Forgotten, Landed, RoomMade, Stayed, TakenOut, TurnQueued
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.simulator import state as st
 from optsched.simulator import turns
 from optsched.simulator.layout import engine_of, initial_state
 from optsched.simulator.prefixes import release
-from optsched.simulator.queues import enqueue
+from optsched.simulator.queues import enqueue, remove
 from optsched.simulator.steps import start_step
 from optsched.simulator.tokens import end_step
 
@@ -66,6 +67,8 @@ class _Books:
         state, replica = self.state, self.replica
         if isinstance(entry, TurnQueued):
             self._queue(entry)
+        elif isinstance(entry, TakenOut):
+            remove(state.replicas, replica, entry.conversation)
         elif isinstance(entry, Stayed):
             turns.stay(state, self.engine, entry.conversation)
         elif isinstance(entry, RoomMade):
@@ -77,26 +80,38 @@ class _Books:
             else:
                 enqueue(state, slot, replica)
         elif isinstance(entry, Forgotten):
+            if entry.conversation in state.replicas.queue[replica, : state.replicas.counts[replica].sum()]:
+                remove(state.replicas, replica, entry.conversation)
             release(state, entry.conversation, replica)
 
     def _queue(self, entry: TurnQueued) -> None:
+        """Queue a turn that goes on from what is here, or of which everything is computed here."""
         requests, slot = self.state.requests, entry.conversation
-        if entry.turn == self.workload.first_turn[slot]:
-            turns.start_turn(self.state, self.engine, slot, self.replica, entry.stays)
-        else:
+        if entry.here:
             turns.next_turn(self.state, slot, self.engine)
+        else:
+            self._begin(entry)
+            requests.context[slot], requests.new_tokens[slot] = 0, entry.tokens
+            requests.late[slot] = 0
+            enqueue(self.state, slot, self.replica)
         requests.arrival_s[slot] = requests.last_token_s[slot] = entry.arrival_s
 
     def _make_room(self, entry: RoomMade) -> None:
-        """Let a conversation be as its prefiller left it: one token emitted, the cache of its prompt full."""
+        """Let a conversation be as the replica left it that hands its cache over; a copy that was kept counts."""
         requests, slot = self.state.requests, entry.conversation
+        self._begin(entry)
+        self.state.replicas.free_blocks[self.replica] -= entry.blocks - requests.blocks[slot]
         requests.arrival_s[slot], requests.last_token_s[slot] = entry.arrival_s, entry.token_s
-        requests.context[slot], requests.new_tokens[slot], requests.emitted[slot] = entry.context, 1, 1
+        requests.context[slot], requests.new_tokens[slot] = entry.context, entry.new_tokens
         requests.cache[slot], requests.blocks[slot] = entry.cache, entry.blocks
-        requests.late[slot] = entry.token_s - entry.arrival_s >= self.engine.ttft_slo_s
-        self.state.stays[slot] = True
-        self.state.turns.end_s[self.state.turn[slot]] = entry.token_s
-        self.state.replicas.free_blocks[self.replica] -= entry.blocks
+        requests.late[slot] = entry.emitted > 0 and entry.token_s - entry.arrival_s >= self.engine.ttft_slo_s
+        self.state.turns.end_s[entry.turn] = entry.token_s
+
+    def _begin(self, entry: TurnQueued | RoomMade) -> None:
+        """Note which turn came here from elsewhere, and whether its first token is reported to the controller."""
+        state, slot = self.state, entry.conversation
+        state.turn[slot], state.requests.emitted[slot] = entry.turn, entry.emitted
+        state.stays[slot], state.away[slot] = entry.stays, entry.emitted == 0
 
     def decide(self, now_s: float, end_s: float) -> Decided:
         """Have the replica take a step that ends when the worker's did."""

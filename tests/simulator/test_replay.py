@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from factories import make_plan
+from factories import make_plan, make_workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import workloads
 
 from optsched import catalog
 from optsched.batching.policies import POLICIES
-from optsched.domain.journal import Decided, Entry
+from optsched.domain.journal import Decided, Entry, TakenOut
 from optsched.domain.llm import Llm
+from optsched.domain.log import ExecutionLog
 from optsched.domain.plan import Plan, PlanLlm
 from optsched.domain.scenario import EngineSpec
 from optsched.domain.workload import Workload
@@ -34,6 +36,7 @@ from optsched.runtime.setups import worker_setups
 from optsched.simulator.replay import replay
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime"))
+from saboteur import drawn_workload, plan_of
 from small_llms import OPT, QWEN3, QWEN3_ODD
 
 torch.set_num_threads(1)
@@ -71,6 +74,44 @@ def test_the_quickstart_is_decided_alike_by_workers_and_simulator() -> None:
     assert sum(1 for entry in decided if entry.scheduled) == log.iterations
     served = {planned.plan.replicas[replica].role for replica, journal in enumerate(run.observed.journals) if journal}
     assert served == {"prefill", "decode"}
+
+
+MOVING = ("full-disaggregation", "per-turn-emulated", "per-turn", "conserve")
+
+
+@pytest.fixture(scope="module")
+def journalling() -> Iterator[Fleet]:
+    """A prefiller and two decoders with small pools, whatever policy places conversations on them."""
+    plan = plan_of("one prefiller", "conserve")
+    setups = worker_setups(plan, make_workload([[(49, 8), (49, 8), (49, 8)]], [0.0]), 0, "cpu")
+    with Fleet([replace(setup, keep_journal=True) for setup in setups]) as started:
+        yield started
+
+
+def moved_and_decided_alike(fleet: Fleet, policy: str, seed: int) -> tuple[ExecutionLog, list[list[Entry]]]:
+    """Execute drawn conversations and have the simulator decide again; pools are so small that caches are evicted."""
+    plan, workload = plan_of("one prefiller", policy), drawn_workload(np.random.default_rng([9, seed]))
+    run = _Run(plan, workload, fleet, 0, "cpu")
+    log = run.to_the_end(120.0, None)
+    decided = assert_decided_alike(plan, workload, run.observed.journals)
+    assert sum(1 for entry in decided if entry.scheduled) == log.iterations
+    return log, run.observed.journals
+
+
+@pytest.mark.parametrize("policy", MOVING)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_turns_that_move_are_decided_alike_on_every_replica(journalling: Fleet, policy: str, seed: int) -> None:
+    log, journals = moved_and_decided_alike(journalling, policy, seed)
+    assert len(log.transfers.bytes)
+    taken_out = sum(isinstance(entry, TakenOut) for journal in journals for entry in journal)
+    assert (taken_out > 0) == (policy == "full-disaggregation") or policy.startswith("per-turn")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", MOVING)
+@pytest.mark.parametrize("seed", range(2, 22))
+def test_many_drawn_turns_that_move_are_decided_alike(journalling: Fleet, policy: str, seed: int) -> None:
+    moved_and_decided_alike(journalling, policy, seed)
 
 
 def serve(replica: Replica, workload: Workload) -> list[Entry]:

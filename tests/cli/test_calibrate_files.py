@@ -59,6 +59,25 @@ def test_a_log_s_steps_become_the_step_law_of_its_gpu_and_all_else_of_the_file_s
     assert files.load(Gpu, "gpu", folder / "mine.toml").step_laws == (fitted,)
 
 
+def test_a_log_of_this_machine_s_workers_gives_the_link_between_them_too(folder: Path, capsys) -> None:
+    """The simulated hand-overs stand for observed ones: they take exactly what the plan's links say."""
+    cap_w = catalog.gpu("local-cpu").datasheet.power_w
+    plan = make_plan(["prefill", "decode"], policy="conserve")
+    plan = plan.replace(replicas=tuple(each.replace(gpu="local-cpu", power_cap_w=cap_w) for each in plan.replicas))
+    log = replace(simulate(plan, WORKLOAD), origin="observed")
+    save_log(log, WORKLOAD, folder / "log.parquet", plan)
+    assert invoke(["calibrate", "--from", "log.parquet", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    link = catalog.link("loopback")
+    assert printed["link"] == {"latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s}
+    assert printed["link_out"] == str(folder / "models" / "links" / "loopback.toml")
+    assert "12 hand-overs of cache" in link.source
+    took = log.transfers.end_s - log.transfers.start_s
+    assert link.latency_s + log.transfers.bytes / link.bytes_per_s == pytest.approx(took, rel=1e-6)
+    assert invoke(["calibrate", "--from", "log.parquet"]) == 0
+    assert "Hand-over of cache:" in capsys.readouterr().out
+
+
 def test_a_step_law_that_predicts_badly_comes_with_a_warning(folder: Path, capsys) -> None:
     observed(folder / "log.parquet", noise=1.0)
     assert invoke(["calibrate", "--from", "log.parquet"]) == 0

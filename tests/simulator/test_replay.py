@@ -177,6 +177,27 @@ def test_attain_does_not_schedule_a_waiting_request_whose_cache_makes_room_for_a
     assert any(entry.evicted for entry in decided)
 
 
+def test_a_cache_whose_turn_is_computed_elsewhere_is_not_evicted_in_the_replay_either() -> None:
+    """Four blocks: one conversation keeps two of them while its turn is away, and another that needs three has to wait."""
+    workload = make_workload([[(20, 2), (5, 2)], [(40, 2)]], [0.0, 0.0], gap_s=0.0)
+    plan = make_plan(["mixed"], kv_blocks=4, policy="collocated", engine=EngineSpec(max_sequences=8))
+    plan = plan.replace(llms=(PlanLlm(name="tiny", shape=QWEN3),))
+    (setup,) = worker_setups(plan, workload, 0, "cpu")
+    pool = BlockPool(QWEN3, 4, 16, torch.float32, "cpu")
+    replica = Replica(0, MODELS[id(QWEN3)], pool, setup.limits, 0, SlowClock(1e-3), Recorder(keep_journal=True))
+    replica.start_turn(StartTurn(0, 0, 0, 0.0, 20, 2, last=False))
+    while replica.has_work:
+        replica.step(0.0, lambda: 1)
+    replica.park(0)
+    replica.start_turn(StartTurn(1, 2, 0, 0.0, 40, 2, last=True))
+    assert replica.step(0.0, lambda: 1) is None
+    replica.drop(0)
+    while replica.has_work:
+        assert replica.step(0.0, lambda: 1) is not None
+    decided = assert_decided_alike(plan, workload, [list(replica.recorder.report().journal)])
+    assert [len(entry.scheduled) for entry in decided] == [1, 1, 0, 1, 1]
+
+
 def test_the_replay_is_of_the_worker_s_own_clock() -> None:
     """Moved to other times, the same events are decided otherwise by a policy that looks at the clock."""
     workload = Workload(np.arange(4), np.zeros(4), np.arange(5), np.full(4, 40), np.full(4, 30), np.zeros(4))

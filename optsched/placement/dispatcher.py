@@ -58,6 +58,8 @@ class Dispatcher:
                 self._fastest[index[link.source]] = link
         self._replicas = tuple(replicas)
         self._step_of = [(0, 0, 0.0)] * len(replicas)
+        self._seen: list[ReplicaView | None] = [None] * len(replicas)  # None: it changed since somebody looked
+        self._fleet: FleetView | None = None
         self._chunk = [replica.max_batched_tokens or max_batched_tokens for replica in replicas]
         self._kv_tokens = [replica.kv_blocks * block_tokens for replica in replicas]
         self._alive = [True] * len(replicas)
@@ -187,6 +189,7 @@ class Dispatcher:
         if context_tokens > held:
             self._reserved[self._decode[conversation]] += context_tokens - held
             self._reservation[conversation] = context_tokens
+            self._changed(self._decode[conversation])
 
     def finished(self, now_s: float, conversation: int) -> list[Grant]:
         """Note the end of a conversation and return what may start."""
@@ -202,6 +205,7 @@ class Dispatcher:
         left = {role for role, alive in zip(self._roles, self._alive, strict=True) if alive}
         if left in ({"prefill"}, {"decode"}):
             self._roles = ["mixed"] * len(self._roles)
+        self._seen, self._fleet = [None] * len(self._seen), None
         return self.again(now_s, conversations)
 
     def again(self, now_s: float, conversations: Sequence[ConversationView]) -> list[Grant]:
@@ -231,17 +235,21 @@ class Dispatcher:
 
     def view(self, now_s: float) -> FleetView:
         """Return what is observable now; replicas that died hold nothing."""
-        return FleetView(
-            now_s,
-            tuple(
-                ReplicaView(
-                    index, self._roles[index], self._kv_tokens[index], self._reserved[index],
-                    self._backlog_tokens[index], self._backlog_s[index], self._conversations[index], self._step_s(index),
-                )
-                for index in range(len(self._replicas))
-                if self._alive[index]
-            ),
+        if self._fleet is None or self._fleet.now_s != now_s:
+            seen = [view or self._look_at(index) for index, view in enumerate(self._seen)]
+            self._fleet = FleetView(now_s, tuple(seen) if all(self._alive) else tuple(v for v in seen if self._alive[v.index]))
+        return self._fleet
+
+    def _look_at(self, index: int) -> ReplicaView:
+        self._seen[index] = seen = ReplicaView(
+            index, self._roles[index], self._kv_tokens[index], self._reserved[index],
+            self._backlog_tokens[index], self._backlog_s[index], self._conversations[index], self._step_s(index),
         )  # fmt: skip
+        return seen
+
+    def _changed(self, replica: int) -> None:
+        """Have a replica looked at anew."""
+        self._seen[replica] = self._fleet = None
 
     def _release(self, conversation: int) -> None:
         if conversation not in self._decode:  # it may still be in a queue
@@ -260,6 +268,7 @@ class Dispatcher:
         if decode is not None:
             self._reserved[decode] -= self._reservation.pop(conversation)
             self._conversations[decode] -= 1
+            self._changed(decode)
 
     def _begin_work(self, conversation: int, replica: int, new_tokens: int, context_tokens: int) -> None:
         """Add a prefill to a replica's queue."""
@@ -268,6 +277,7 @@ class Dispatcher:
         self._work[conversation] = (new_tokens, work_s)
         self._backlog_tokens[replica] += new_tokens
         self._backlog_s[replica] += work_s
+        self._changed(replica)
 
     def _end_work(self, conversation: int) -> None:
         """Take a prefill that ended, or never will, from its replica's queue."""
@@ -276,6 +286,7 @@ class Dispatcher:
             replica = self._prefill[conversation]
             self._backlog_tokens[replica] -= tokens
             self._backlog_s[replica] = max(0.0, self._backlog_s[replica] - work_s)
+            self._changed(replica)
 
     def _step_s(self, replica: int) -> float:
         """Return the duration of a step that decodes all conversations of a replica; 0 if nobody would ask."""
@@ -339,3 +350,4 @@ class Dispatcher:
         self._reservation[conversation.index] = tokens
         self._reserved[decode] += tokens
         self._conversations[decode] += 1
+        self._changed(decode)

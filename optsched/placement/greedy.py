@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from optsched.placement.alone import alone
 from optsched.placement.evaluate import rank
@@ -16,8 +17,12 @@ MOST_WORK = 25_000_000
 """Turns that are timed again in all at most, by default."""
 FEWEST_TRIED = 3
 """Pairs that list scheduling tries at least for each conversation."""
+FEWEST_SHARES = 8
+"""Where not even every eighth conversation could be tried on another pair once, the rules are all there is."""
 LIST_WORK = 4_000_000
 """Share of that for list scheduling: it tries fewer pairs per conversation where it would take longer."""
+MOST_PAIRS = 256
+"""Pairs up to which all are searched; beyond, mixed replicas keep to themselves: each move across times many of them again."""
 
 
 def default_work(problem: PlacementProblem) -> int:
@@ -57,7 +62,11 @@ def greedy(
     least = alone(problem)
     effort = default_work(problem) if work is None else work
     rules = [by_rule(problem, least, kind) for kind in (Rule, Crowd)]
-    if not effort and start is None:
+    if start is None and len(problem.pairs) > MOST_PAIRS and all(replica.role == "mixed" for replica in problem.replicas):
+        left_s = max(0.0, until_s - time.perf_counter())
+        apart = greedy(replace(problem, links=()), time_limit_s=left_s, seed=seed, work=work)
+        return min((apart, *rules), key=lambda plan: rank(problem, plan))
+    if start is None and (not effort or _is_hopeless(problem, effort)):
         return min(rules, key=lambda plan: rank(problem, plan))
     plans = rules + ([] if start is None else [start])
     search = Neighbourhood(problem, seed=seed, home=start, moved_cost=moved_cost)
@@ -83,6 +92,12 @@ def _once(problem: PlacementProblem, *, feeding: bool = False) -> int:
     mixed = [replica.role == "mixed" for replica in problem.replicas]
     joined = feeding and any(p != d and mixed[p] and mixed[d] for p, d in problem.pairs)
     return problem.workload.num_turns * max(1, conversations // (2 if joined else 2 * replicas))
+
+
+def _is_hopeless(problem: PlacementProblem, effort: int) -> bool:
+    """Tell whether replicas feed each other, and so many turns are timed again for each try that a search would move nobody."""
+    once = problem.workload.num_turns * problem.workload.num_conversations // 2
+    return FEWEST_SHARES * effort < once and any(p != d for p, d in problem.pairs)
 
 
 def _pairs_tried(problem: PlacementProblem, effort: int) -> int:

@@ -1,13 +1,15 @@
 """Placement: rule, search and proof on the family of instances, with processor time; and what knowing lengths is worth.
 
 ``make bench`` runs the search on the small ones; ``python tests/benchmarks/bench_optimal_placement.py`` measures all of it and prints the
-tables of docs/benchmarks.md, ``--lengths`` the value of information, ``--only NAME`` one instance, ``--json FILE`` the values.
+tables of docs/benchmarks.md, ``--lengths`` the value of information, ``--open GPUS`` a plan whose roles and caps are open,
+``--only NAME`` one instance, ``--json FILE`` the values.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +19,19 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from optsched import catalog
+from optsched.domain.scenario import Objective, Scenario
 from optsched.placement.alone import alone
 from optsched.placement.bound import lower_bound
 from optsched.placement.evaluate import objective_of
 from optsched.placement.generators import PlacementRecipe, generate, read_recipes
 from optsched.placement.partition.columns import MOST_CONVERSATIONS
-from optsched.placement.problem import PlacementProblem
+from optsched.placement.problem import PlacementPlan, PlacementProblem
 from optsched.placement.rule import by_rule
 from optsched.placement.solve import solve
 from optsched.placement.solved import Solved, relative_gap
+from optsched.planner.certify import problem_of
+from optsched.planner.plan import Planned, plan_scenario
 
 FILE = Path(__file__).resolve().parents[2] / "instances" / "placement" / "recipes.toml"
 SHARED = read_recipes(FILE)
@@ -97,6 +103,43 @@ def lengths(seeds: int) -> None:
             print(f"| {family} | {objective} | 1 | {cells} |", flush=True)
 
 
+def open_fleet(gpus: int, conversations: int, objective: Objective) -> Planned:
+    """Plan the packaged agents on so many A40, roles and caps open, at the packaged scenario's rate per GPU."""
+    given = catalog.scenario("swe-agent-a40")
+    assert given.workload is not None
+    assert given.workload.arrivals.rate_per_s is not None
+    rate_per_s = given.workload.arrivals.rate_per_s * gpus / given.supply["a40"].limit
+    asked: Scenario = given.replace(
+        workload=given.workload.replace(conversations=conversations),
+        supply={"a40": given.supply["a40"].replace(count=gpus)},
+        objective=given.objective.replace(minimise=(objective,)),
+    )
+    return plan_scenario(asked, rate_per_s=rate_per_s, policy="optimised")
+
+
+def report_open(gpus: int, conversations: int) -> None:
+    """Print what open fleets come to, with the referee's word on each plan; the first plan only compiles."""
+    open_fleet(4, 40, "energy")
+    print("| objective | fleets tried | chosen | value | simulated | bound | gap | CPU s |\n|---|---|---|---|---|---|---|---|")
+    objectives: tuple[Objective, ...] = ("ttfet", "energy")
+    for objective in objectives:
+        started = process_time()
+        planned = open_fleet(gpus, conversations, objective)
+        spent_s, proof = process_time() - started, planned.plan.certificate
+        index = {replica.id: number for number, replica in enumerate(planned.plan.replicas)}
+        chosen = [(index[one.prefill], index[one.decode]) for one in planned.plan.placement.assignments]
+        placement = PlacementPlan.of([p for p, _ in chosen], [d for _, d in chosen])
+        if broken := placement.violations(problem_of(planned.plan, planned.workload, objective)):
+            raise SystemExit(f"{objective}: {broken[0]}")
+        fleet = Counter(f"{replica.role} {replica.power_cap_w:g} W" for replica in planned.plan.replicas)
+        kinds = ", ".join(f"{count} {name}" for name, count in fleet.items())
+        print(
+            f"| {objective} | {planned.considered} | {kinds} | {proof.value:.5g} | {planned.simulated:.5g} | {proof.bound:.5g} "
+            f"| {proof.gap:.1%} | {spent_s:.1f} |",
+            flush=True,
+        )
+
+
 def believed(problem: PlacementProblem, seed: int) -> Iterator[PlacementProblem]:
     """Yield the problem as it is, then with output lengths and appended tokens mistaken, then with means in their place."""
     generator, workload = np.random.default_rng(seed), problem.workload
@@ -130,8 +173,12 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--lengths", type=int, default=0, metavar="SEEDS")
+    parser.add_argument("--open", type=int, default=0, metavar="GPUS")
+    parser.add_argument("--conversations", type=int, default=10_000, help="of --open")
     arguments = parser.parse_args()
-    if arguments.lengths:
+    if arguments.open:
+        report_open(arguments.open, arguments.conversations)
+    elif arguments.lengths:
         lengths(arguments.lengths)
     else:
         report([recipe for recipe in SHARED.recipes if arguments.only in recipe.name], arguments.json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from placement_cases import all_links, placements, problems, replica, slo, workl
 from optsched.errors import PlanError, ProblemError
 from optsched.placement.alone import alone
 from optsched.placement.evaluate import evaluate, objective_of, rank
-from optsched.placement.greedy import greedy
+from optsched.placement.greedy import MOST_PAIRS, greedy
 from optsched.placement.neighbourhood import Neighbourhood
 from optsched.placement.problem import GOALS, PlacementPlan, PlacementProblem
 from optsched.placement.retime import assign, retime
@@ -66,6 +68,20 @@ def test_list_scheduling_places_everyone_and_the_search_repeats_itself(problem) 
     one, two = greedy(problem, work=4_000, seed=3), greedy(problem, work=4_000, seed=3)
     assert (one.prefill.tolist(), one.decode.tolist()) == (two.prefill.tolist(), two.decode.tolist())
     assert rank(problem, one) <= min(rank(problem, by_rule(problem, least, kind)) for kind in (Rule, Crowd))
+
+
+@settings(max_examples=40)
+@given(problems(most=9), st.sampled_from(sorted(GOALS)), st.sampled_from([Rule, Crowd]), st.randoms())
+def test_the_first_pair_of_a_rule_is_the_first_of_its_order(problem, goal, kind, random) -> None:
+    asked = problem.with_objective(goal)
+    least = alone(asked)
+    ordered, quick = kind(asked, least), kind(asked, least)
+    for c in range(asked.workload.num_conversations):
+        order = ordered.order(c)
+        assert quick.first(c) == order[0]
+        chosen = asked.pairs.index(random.choice(asked.options(c)))
+        ordered.take(c, chosen)
+        quick.take(c, chosen)
 
 
 def crowd(count: int, replicas: int = 4, **changes: object) -> PlacementProblem:
@@ -132,3 +148,22 @@ def test_a_search_over_every_placement_of_a_small_problem_finds_the_best() -> No
     problem = crowd(3, replicas=2)
     best = min(objective_of(problem, plan) for plan in placements(problem))
     assert objective_of(problem, greedy(problem, work=30_000)) == pytest.approx(best, rel=1e-12)
+
+
+def test_many_mixed_replicas_that_feed_each_other_are_placed_no_worse_than_if_they_did_not() -> None:
+    problem = crowd(40, replicas=17)
+    assert len(problem.pairs) > MOST_PAIRS
+    plan, least = greedy(problem, work=20_000), alone(problem)
+    alone_each = greedy(replace(problem, links=()), work=20_000)
+    rivals = [alone_each, *(by_rule(problem, least, kind) for kind in (Rule, Crowd))]
+    assert rank(problem, plan) == min(rank(problem, other) for other in rivals)
+    assert plan.violations(problem) == []
+
+
+def test_where_each_try_would_time_everything_again_and_again_the_best_rule_is_the_answer() -> None:
+    fleet = (replica(0, "prefill", kv_blocks=200), replica(1, "decode", kv_blocks=200), replica(2, "decode", kv_blocks=200))
+    problem = replace(crowd(40), replicas=fleet, links=all_links(fleet))
+    least, work = alone(problem), problem.workload.num_turns
+    rules = [by_rule(problem, least, kind) for kind in (Rule, Crowd)]
+    assert rank(problem, greedy(problem, work=work)) == min(rank(problem, plan) for plan in rules)
+    assert rank(problem, greedy(problem, work=5_000 * work)) < min(rank(problem, plan) for plan in rules)

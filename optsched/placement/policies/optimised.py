@@ -60,7 +60,9 @@ class Optimised(Pinned):
         """Return the assigned decoder once the conversation fits; None: wait."""
         needed = self.reservation(conversation)
         assigned = _by_index(fleet, self._assigned(conversation)[1])
-        chosen = most_free(fleet.decoders() if assigned is None else [assigned], needed)
+        if assigned is not None:
+            return assigned.index if assigned.fits(needed) else None
+        chosen = most_free(fleet.decoders(), needed)
         return None if chosen is None else chosen.index
 
     def _assigned(self, conversation: ConversationView) -> tuple[int, int]:
@@ -72,4 +74,7 @@ class Optimised(Pinned):
 
 
 def _by_index(fleet: FleetView, index: int) -> ReplicaView | None:
-    return next((replica for replica in fleet.replicas if replica.index == index), None)
+    replicas = fleet.replicas
+    if index < len(replicas) and replicas[index].index == index:  # nobody before it has died
+        return replicas[index]
+    return next((replica for replica in replicas if replica.index == index), None)

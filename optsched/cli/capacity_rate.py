@@ -21,7 +21,14 @@ def rate_json(found: RateAnswer) -> dict[str, object]:
         "gpus": found.gpus,
         "tokens_per_s_per_gpu": found.tokens_per_s_per_gpu,
         "predicted": found.planned.plan.predicted.model_dump(mode="json"),
-        "tried": [{"fleet": [entry_json(entry) for entry in each.fleet], "rate_per_s": each.rate_per_s} for each in found.tried],
+        "tried": [
+            {
+                "fleet": [entry_json(entry) for entry in each.fleet],
+                "rate_per_s": each.rate_per_s if each.less_than_per_s is None else None,
+                "less_than_per_s": each.less_than_per_s,
+            }
+            for each in found.tried
+        ],
     }
 
 
@@ -40,6 +47,8 @@ def print_rate(found: RateAnswer) -> None:
     print_table(f"Simulated ({metrics.clock} clock)", ("", "mean", "p50", "p95", "p99"), metrics_rows(metrics))
     rows = [
         (in_words(each.fleet), f"{each.policy.placement}, {each.policy.batching}", f"{each.rate_per_s:.4g}")
+        if each.less_than_per_s is None
+        else (in_words(each.fleet), "-", f"< {each.less_than_per_s:.4g}")
         for each in found.tried
     ]
     print_table("Tried", ("fleet", "policies", "conversations/s"), rows)

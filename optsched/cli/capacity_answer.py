@@ -105,7 +105,7 @@ def _price_of_traffic(found: CapacityPlan) -> float:
 
 def print_capacity(found: CapacityPlan, explain: bool) -> None:
     """Print a capacity answer: fleets, percentiles, certificate, prices, and what was tried."""
-    from optsched.planner.capacity_trials import SEEDS
+    from optsched.planner.capacity_trials import MOST_MISSES, SEEDS
 
     for pool in found.pools:
         traffic = f" ({pool.pool.llm.name}, {pool.pool.rate_per_s:.4g} conversations/s)" if len(found.pools) > 1 else ""
@@ -131,8 +131,8 @@ def print_capacity(found: CapacityPlan, explain: bool) -> None:
         )
     if found.seeds < SEEDS:
         warn(
-            f"The given GPUs keep the targets with the scenario's seed and the {found.seeds - 1} that follow, not with 19 of "
-            f"{SEEDS}: expect misses with other arrivals, give more GPUs, or loosen the targets."
+            f"The given GPUs keep the targets with the scenario's seed and the {found.seeds - 1} that follow, not with "
+            f"{SEEDS - MOST_MISSES} of {SEEDS}: expect misses with other arrivals, give more GPUs, or loosen the targets."
         )
     _print_prices(found)
     print_table("Tried", ("utilisation", "fleet", "cost", "targets"), [_tried(each) for each in found.iterations])

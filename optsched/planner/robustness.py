@@ -13,7 +13,7 @@ from optsched.domain.accounting import measure_plan
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError
-from optsched.planner.capacity_trials import worst_target
+from optsched.planner.capacity_strain import worst_target
 from optsched.simulator.simulate import simulate
 
 RATES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
@@ -135,7 +135,7 @@ class _Trials:
             return Disturbed(factor, 0.0, (str(error), 1.0), None, None, None)
         metrics = measure_plan(self.plan, log, other)
         usd = (metrics.cost_usd_per_hour or 0.0) / 3600 * metrics.makespan_s / metrics.tokens.output * 1e6
-        worst = worst_target(self.plan.slo, metrics)
+        worst = worst_target(self.plan.slo, metrics.slo_violations)
         return Disturbed(factor, metrics.slo_attainment, worst, metrics.ttft_s.p95, metrics.tpot_s.p95, usd)
 
     def breaks(self) -> float:

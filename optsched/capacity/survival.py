@@ -35,10 +35,16 @@ def shortage_prices(problem: FleetProblem, counts: np.ndarray) -> Float64[Array,
     return None if share >= 1 - TOLERANCE else price
 
 
-def _routing(problem: FleetProblem, counts: np.ndarray) -> tuple[float, Float64[Array, " A"]]:
+def traffic_prices(problem: FleetProblem, counts: np.ndarray) -> tuple[float, Float64[Array, " A"]]:
+    """Return how many times the demand so many replicas serve, and prices u at which no counts N serve more than u N times."""
+    return _routing(problem, counts, np.inf)
+
+
+def _routing(problem: FleetProblem, counts: np.ndarray, most: float = 1.0) -> tuple[float, Float64[Array, " A"]]:
     """Maximise the share t of all demands that is served; return it, and what one more replica of each type adds to it.
 
-    If t < 1 these duals u, of the rows ``sum_j x_aj / rate_aj <= N_a``, satisfy t = u N, and t' <= u N' for any other counts.
+    If t is less than the most allowed, these duals u, of the rows ``sum_j x_aj / rate_aj <= N_a``, satisfy t = u N, and
+    t' <= u N' for any other counts.
     """
     types, classes = len(problem.types), len(problem.classes)
     served = np.argwhere(problem.rate_per_s > 0)
@@ -54,7 +60,9 @@ def _routing(problem: FleetProblem, counts: np.ndarray) -> tuple[float, Float64[
     demand = np.concatenate([problem.demand_per_s, problem.demand_per_s])
     rows = np.block([[load, np.zeros((types, 1))], [stages, demand[:, None]]])
     limits = np.concatenate([counts.astype(float), np.zeros(2 * classes)])
-    answer = linprog(np.append(np.zeros(len(served)), -1.0), A_ub=rows, b_ub=limits, bounds=[(0, None)] * len(served) + [(0, 1)])
+    answer = linprog(
+        np.append(np.zeros(len(served)), -1.0), A_ub=rows, b_ub=limits, bounds=[(0, None)] * len(served) + [(0, most)]
+    )
     if answer.status != 0:
         return 0.0, np.zeros(types)
     price = -np.asarray(answer.ineqlin.marginals[:types], float)

@@ -1,4 +1,4 @@
-"""The search for a fleet whose simulation keeps the targets: tighten until it does, then leave out what is not needed."""
+"""The search for a fleet whose simulation keeps the targets: tighten until it does, then leave out or swap what is not needed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from optsched.domain.scenario import FleetEntry, Scenario
 from optsched.errors import InfeasibleError
 from optsched.planner.candidates import fleets
 from optsched.planner.capacity_problem import CapacityProblem
+from optsched.planner.capacity_swaps import cheaper_swaps
 from optsched.planner.capacity_trials import FIRST, Trials, Verdict
 from optsched.planner.capacity_types import label
 
@@ -23,7 +24,9 @@ TIGHTER = 0.94
 MOST_ITERATIONS = 40
 GAP = 1e-4
 TIME_LIMIT_S = 60.0
-Origin = Literal["program", "whole supply", "one fewer"]
+MOST_SWAPS = 24
+"""Fleets with cheaper replicas in the place of others that a search simulates."""
+Origin = Literal["program", "whole supply", "one fewer", "swap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ class Iteration:
     Attributes
     ----------
     origin
-        Whether the fleet program asked for it, it is the whole supply, or it has one replica fewer than one that keeps the
-        targets.
+        Whether the fleet program asked for it, it is the whole supply, or it has one replica fewer, or cheaper ones in its
+        place, than a fleet that keeps the targets.
     utilisation
         Share of a replica's full rate that the program was allowed (the least of all pools).
     fleet
@@ -42,7 +45,7 @@ class Iteration:
     cost
         Its objective.
     met
-        Whether every target was met with every seed.
+        Whether every target was met with nearly every seed.
     worst
         The target missed most and by how much its share of violations exceeds what it allows (negative: room to spare).
     """
@@ -112,6 +115,7 @@ class _Search:
     ) -> None:
         self.scenario, self.problem, self.trials, self.progress = scenario, problem, trials, progress
         self.iterations: list[Iteration] = []
+        self.swaps_left = MOST_SWAPS
 
     def run(self) -> Found:
         full: FleetAnswer | None = None
@@ -140,9 +144,15 @@ class _Search:
         limited = replace(self.problem.problem, utilisation=shares[self.problem.pool_of_type])
         return solve_fleet(limited, gap=GAP, time_limit_s=TIME_LIMIT_S).plan.counts
 
-    def _try(self, counts: Int64[Array, " A"], origin: Origin, share: float | None = None) -> Bool[Array, " P"]:
+    def _try(
+        self,
+        counts: Int64[Array, " A"],
+        origin: Origin,
+        share: float | None = None,
+        instead_of: Int64[Array, " A"] | None = None,
+    ) -> Bool[Array, " P"]:
         """Simulate a fleet, note it, and return which pools miss a target."""
-        verdicts = self.trials.verdicts(counts)
+        verdicts = self.trials.verdicts(counts, instead_of)
         missed = np.array([verdict.draft is None for verdict in verdicts])
         worst = max((verdict.worst for verdict in verdicts), key=lambda each: each[1])
         entries = tuple(entry for index in range(len(self.problem.parts)) for entry in self.problem.fleet(index, counts))
@@ -193,10 +203,29 @@ class _Search:
         return FleetInfeasibleError(f"{missed} {error}", error.relax)
 
     def _without_waste(self, counts: Int64[Array, " A"]) -> Int64[Array, " A"]:
-        """Leave out replicas, the dearest first, as long as the targets are still kept; none if failures are insured against."""
-        problem = self.problem.problem
-        if problem.lost is not None:
+        """Leave out replicas, or swap them, as long as the targets are kept; none if failures are insured against."""
+        if self.problem.problem.lost is not None:
             return counts
+        found: Int64[Array, " A"] | None = counts
+        while found is not None:
+            counts = self._without_spares(found)
+            found = self._swapped(counts)
+        return counts
+
+    def _swapped(self, counts: Int64[Array, " A"]) -> Int64[Array, " A"] | None:
+        """Return a cheaper fleet that keeps the targets, too, with one replica swapped; None if none is found."""
+        for other in cheaper_swaps(self.problem, counts):
+            if self.swaps_left == 0:
+                return None
+            self.swaps_left -= 1
+            # Nothing is wasted where a swap is not made, so that one is made only beyond doubt.
+            if not self._try(other, "swap", instead_of=counts).any():
+                return other
+        return None
+
+    def _without_spares(self, counts: Int64[Array, " A"]) -> Int64[Array, " A"]:
+        """Leave out replicas, the dearest first, as long as the targets are still kept."""
+        problem = self.problem.problem
         order = np.argsort(-problem.cost, kind="stable").tolist()
         # Where changes cost, a replica may be worth leaving out only in all periods at once.
         removals = [[a] for a in order] + ([] if problem.follows is None else [_orbit(problem.follows, a) for a in order])

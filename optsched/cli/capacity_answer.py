@@ -85,7 +85,8 @@ def entry_json(entry: FleetEntry) -> dict[str, object]:
     from optsched import catalog
 
     cap = entry.power_cap_w or catalog.gpu(entry.gpu).datasheet.power_w
-    return {"gpu": entry.gpu, "power_cap_w": cap, "role": entry.role, "tp": entry.tp, "pp": entry.pp, "count": entry.count}
+    size = {"tp": entry.tp, "pp": entry.pp, "count": entry.count}
+    return {"gpu": entry.gpu, "power_cap_w": cap, "role": entry.role, **size} | ({"dtype": entry.dtype} if entry.dtype else {})
 
 
 def in_words(fleet: Sequence[FleetEntry]) -> str:
@@ -93,6 +94,7 @@ def in_words(fleet: Sequence[FleetEntry]) -> str:
     parts = []
     for each in fleet:
         size = (f" tp {each.tp}" if each.tp > 1 else "") + (f" pp {each.pp}" if each.pp > 1 else "")
+        size = (f" {each.dtype}" if each.dtype else "") + size
         parts.append(f"{each.count} x {each.gpu}@{entry_json(each)['power_cap_w']:g}W{size} {each.role}")
     return " + ".join(parts)
 

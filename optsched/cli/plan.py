@@ -103,7 +103,7 @@ def print_plan(plan: Plan, simulated: float, considered: int) -> None:
     rows = []
     for replica in plan.replicas:
         placed = sum(replica.id in (item.prefill, item.decode) for item in plan.placement.assignments)
-        tier = f"{replica.gpu}@{replica.power_cap_w:g}W"
+        tier = f"{replica.gpu}@{replica.power_cap_w:g}W{f' {replica.dtype}' if replica.dtype else ''}"
         tokens = f"{replica.kv_blocks * plan.engine.block_tokens:,}"
         rows.append((replica.id, replica.role, tier, f"{replica.tp} x {replica.pp}", tokens, placed, replica.origin))
     columns = ("replica", "role", "tier", "TP x PP", "KV tokens", "conversations", "coefficients")

@@ -173,6 +173,10 @@ class Llm(Frozen):
         """Whether queries and keys pass an RMSNorm per head."""
         return self.family in ("qwen3", "qwen3_moe")
 
+    def with_weights(self, dtype: Dtype | None) -> Llm:
+        """Return the llm with its weights in another data type (None: its own), and the cache as it is."""
+        return self if dtype in (None, self.dtype) else self.replace(dtype=dtype, kv_dtype=self.cache_dtype)
+
     @property
     def cache_dtype(self) -> Dtype:
         """The data type of the caches."""

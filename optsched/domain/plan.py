@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from optsched.domain.dtypes import Dtype
 from optsched.domain.efficiency import Origin
 from optsched.domain.frozen import Frozen
 from optsched.domain.llm import Llm
@@ -76,6 +77,8 @@ class PlanReplica(Frozen):
         Blocks of cache in its pool.
     max_batched_tokens
         Token budget of its steps, where it differs from the engine's.
+    dtype
+        Of its weights, where it is not the llm's.
     coefficients
         Its step law.
     host
@@ -93,6 +96,7 @@ class PlanReplica(Frozen):
     pp: int = Field(default=1, gt=0)
     kv_blocks: int = Field(gt=0)
     max_batched_tokens: int | None = Field(default=None, gt=0)
+    dtype: Dtype | None = None
     coefficients: StepLaw
     origin: Origin
     host: str | None = None

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from optsched.domain.dtypes import Dtype
 from optsched.domain.frozen import Frozen
 from optsched.domain.workload import Arrivals
 
@@ -26,11 +27,21 @@ class WorkloadSpec(Frozen):
 
 
 class Supply(Frozen):
-    """What may be used of one gpu: a fixed `count`, or at most `max` (for capacity), and the power caps to choose from."""
+    """What may be used of one gpu: a fixed `count`, or at most `max` (for capacity), and what to choose from.
+
+    Attributes
+    ----------
+    power_caps_w
+        Power caps; absent: the datasheet's.
+    dtypes
+        Data types that a replica's weights may have (capacity chooses, a plan takes the only one); absent: the llm's own. The
+        cache keeps the llm's type, and whether answers are as good is not judged.
+    """
 
     count: int | None = Field(default=None, gt=0)
     max: int | None = Field(default=None, gt=0)
     power_caps_w: tuple[float, ...] = ()
+    dtypes: tuple[Dtype, ...] = ()
     gpus_per_node: int | None = Field(default=None, gt=0)
     link: str | None = None
 
@@ -53,6 +64,8 @@ class FleetEntry(Frozen):
 
     Attributes
     ----------
+    dtype
+        Of their weights; absent: the llm's.
     service
         Name of the ``[[service]]`` that they serve; absent: any.
     """
@@ -63,6 +76,7 @@ class FleetEntry(Frozen):
     count: int = Field(default=1, gt=0)
     tp: int = Field(default=1, gt=0)
     pp: int = Field(default=1, gt=0)
+    dtype: Dtype | None = None
     max_batched_tokens: int | None = Field(default=None, gt=0)
     service: str | None = None
 

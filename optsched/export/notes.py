@@ -60,7 +60,7 @@ def _policies(plan: Plan, target: Target) -> Iterator[str]:
 def _limits(plan: Plan, servings: list[Serving]) -> Iterator[str]:
     shapes, block = {llm.name: llm.shape for llm in plan.llms}, plan.engine.block_tokens
     for each in servings:
-        replica, llm = each.replica, shapes[each.replica.llm]
+        replica, llm = each.replica, shapes[each.replica.llm].with_weights(each.replica.dtype)
         kind = f"{replica.role} on {each.gpus} x {replica.gpu}"
         budget, most = replica.max_batched_tokens or plan.engine.max_batched_tokens, plan.engine.max_sequences
         if most > budget:

@@ -81,7 +81,9 @@ def servings(plan: Plan, model: str | None = None) -> list[Serving]:
     llms = {each.name: each for each in plan.llms}
     weights = {name: model or weights_of(each) for name, each in llms.items()}
     moves = any(replica.role != "mixed" for replica in plan.replicas)
-    return [_serving(plan, each, llms[each.llm].shape, weights[each.llm], moves) for each in plan.replicas]
+    return [
+        _serving(plan, each, llms[each.llm].shape.with_weights(each.dtype), weights[each.llm], moves) for each in plan.replicas
+    ]
 
 
 def weights_of(llm: PlanLlm) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from itertools import product
 
 from optsched import catalog
+from optsched.domain.dtypes import Dtype
 from optsched.domain.llm import Llm
 from optsched.domain.scenario import FleetEntry, Role, Scenario
-from optsched.errors import InfeasibleError
+from optsched.errors import InfeasibleError, SpecError
 from optsched.placement.policies import ALL_MIXED
 from optsched.planner.replicas import smallest_tp
 
@@ -28,6 +29,8 @@ def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, 
     ------
     InfeasibleError
         If no gpu of the supply holds the llm, or a policy with two roles has only one replica.
+    SpecError
+        If the supply leaves the data type of weights open.
     """
     if scenario.fleet:
         if policy not in ALL_MIXED:
@@ -45,7 +48,7 @@ def fleets(scenario: Scenario, llm: Llm, policy: str) -> list[tuple[FleetEntry, 
             f"Policy {policy!r} needs a replica to prefill and another to decode, but the supply makes only one of {llm.name!r}. "
             "Raise the count in [supply], or use policy 'collocated'."
         )
-    return found
+    return [tuple(entry.replace(dtype=dtype_of(scenario, entry.gpu)) for entry in fleet) for fleet in found]
 
 
 def replica_counts(scenario: Scenario, llm: Llm) -> dict[str, tuple[int, int]]:
@@ -61,7 +64,7 @@ def replica_counts(scenario: Scenario, llm: Llm) -> dict[str, tuple[int, int]]:
     for name, supply in scenario.supply.items():
         per_node = supply.gpus_per_node or catalog.gpu(name).datasheet.gpus_per_node
         try:
-            tp = smallest_tp(llm, name, min(supply.limit, per_node))
+            tp = smallest_tp(llm.with_weights(dtype_of(scenario, name)), name, min(supply.limit, per_node))
         except InfeasibleError as error:
             last = error
         else:
@@ -74,6 +77,23 @@ def replica_counts(scenario: Scenario, llm: Llm) -> dict[str, tuple[int, int]]:
 def caps_of(scenario: Scenario, gpu: str) -> tuple[float, ...]:
     """Return the power caps to choose from, in watts: those of the supply, or the datasheet's."""
     return scenario.supply[gpu].power_caps_w or (catalog.gpu(gpu).datasheet.power_w,)
+
+
+def dtype_of(scenario: Scenario, gpu: str) -> Dtype | None:
+    """Return the data type of weights on a gpu; None: the llm's own.
+
+    Raises
+    ------
+    SpecError
+        If the supply leaves a choice, which is capacity's.
+    """
+    dtypes = scenario.supply[gpu].dtypes
+    if len(dtypes) > 1:
+        raise SpecError(
+            f"{', '.join(dtypes)}: a plan takes one data type; name one, or let optsched capacity choose",
+            field=f"supply.{gpu}.dtypes",
+        )
+    return dtypes[0] if dtypes else None
 
 
 def _entry(gpu: str, cap: float, role: Role, count: int, tp: int) -> list[FleetEntry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -88,16 +89,16 @@ def _stages(scenario: Scenario, name: str) -> Iterator[int]:
 def _entries(scenario: Scenario, name: str, pp: int) -> Iterator[FleetEntry]:
     supply, largest = scenario.supply[name], min(scenario.supply[name].limit, _node(scenario, name))
     degrees = [2**power for power in range(largest.bit_length())] if pp == 1 else [2 ** (largest.bit_length() - 1)]
-    for cap in supply.power_caps_w or (catalog.gpu(name).datasheet.power_w,):
-        for tp in degrees:
-            yield from (FleetEntry(gpu=name, power_cap_w=cap, role=role, tp=tp, pp=pp) for role in ROLES)
+    caps = supply.power_caps_w or (catalog.gpu(name).datasheet.power_w,)
+    for cap, dtype, tp, role in product(caps, supply.dtypes or (None,), degrees, ROLES):
+        yield FleetEntry(gpu=name, power_cap_w=cap, role=role, tp=tp, pp=pp, dtype=dtype)
 
 
 def label(entry: FleetEntry) -> str:
-    """Return the name of a replica type: gpu, cap, GPUs per replica, and role."""
+    """Return the name of a replica type: gpu, cap, data type if it is told, GPUs per replica, and role."""
     cap = "" if entry.power_cap_w is None else f"@{entry.power_cap_w:g}W"
     size = f"{entry.tp}" if entry.pp == 1 else f"{entry.tp}x{entry.pp}"
-    return f"{entry.gpu}{cap} x{size} {entry.role}"
+    return f"{entry.gpu}{cap}{f' {entry.dtype}' if entry.dtype else ''} x{size} {entry.role}"
 
 
 def num_gpus(replica: PlanReplica) -> int:

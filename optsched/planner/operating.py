@@ -14,7 +14,7 @@ from optsched.placement.evaluate import objective_of
 from optsched.placement.greedy import greedy
 from optsched.placement.operating.problem import OpenProblem
 from optsched.placement.solved import is_proven
-from optsched.planner.candidates import caps_of, replica_counts
+from optsched.planner.candidates import caps_of, dtype_of, replica_counts
 from optsched.planner.certify import problem_of
 from optsched.planner.optimise import place
 from optsched.planner.replicas import make_links, make_replica
@@ -32,7 +32,7 @@ DraftOn = Callable[[tuple[FleetEntry, ...]], Plan]
 def points_of(scenario: Scenario, llm: Llm) -> tuple[FleetEntry, ...]:
     """Return every operating point of the supply: a replica of each gpu, at each of its caps, in each role."""
     return tuple(
-        FleetEntry(gpu=gpu, power_cap_w=cap, role=role, tp=tp)
+        FleetEntry(gpu=gpu, power_cap_w=cap, role=role, tp=tp, dtype=dtype_of(scenario, gpu))
         for gpu, (_, tp) in replica_counts(scenario, llm).items()
         for cap, role in product(caps_of(scenario, gpu), ROLES)
     )

@@ -47,8 +47,8 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
     InfeasibleError
         If the llm does not fit.
     """
-    gpu = catalog.gpu(entry.gpu)
-    tier = Tier(gpu, entry.power_cap_w or gpu.datasheet.power_w)
+    gpu, own_dtype = catalog.gpu(entry.gpu), llm.dtype
+    tier, llm = Tier(gpu, entry.power_cap_w or gpu.datasheet.power_w), llm.with_weights(entry.dtype)
     return PlanReplica(
         id=identifier,
         llm=llm.name,
@@ -59,6 +59,7 @@ def make_replica(llm: Llm, entry: FleetEntry, identifier: str, block_tokens: int
         pp=entry.pp,
         kv_blocks=kv_token_budget(llm, tier, tp=entry.tp, pp=entry.pp, block_tokens=block_tokens) // block_tokens,
         max_batched_tokens=entry.max_batched_tokens,
+        dtype=None if llm.dtype == own_dtype else llm.dtype,
         coefficients=_law_of(llm, tier, entry.tp, entry.pp),
         origin=origin(gpu, llm, entry.tp, entry.pp),
         host="this machine" if gpu.shared_host else None,

@@ -29,13 +29,15 @@ class FleetRow(_Read):
     tp: int
     pp: int
     count: int
+    dtype: str | None = None
     pool: str = ""
 
     @property
     def words(self) -> str:
         """It in words."""
         size = (f" tp {self.tp}" if self.tp > 1 else "") + (f" pp {self.pp}" if self.pp > 1 else "")
-        return f"{self.count} x {self.gpu}@{self.power_cap_w:g}W{size} {self.role}"
+        dtype = f" {self.dtype}" if self.dtype else ""
+        return f"{self.count} x {self.gpu}@{self.power_cap_w:g}W{dtype}{size} {self.role}"
 
 
 class PriceRows(_Read):

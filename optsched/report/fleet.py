@@ -32,7 +32,7 @@ class Pool:
     @property
     def tier(self) -> str:
         """Its tier's name, as on the command line."""
-        return f"{self.one.gpu}@{self.one.power_cap_w:g}W"
+        return f"{self.one.gpu}@{self.one.power_cap_w:g}W{f' {self.one.dtype}' if self.one.dtype else ''}"
 
 
 def pools(plan: Plan) -> list[Pool]:
@@ -46,6 +46,7 @@ def pools(plan: Plan) -> list[Pool]:
             each.role,
             each.tp,
             each.pp,
+            each.dtype,
             each.kv_blocks,
             each.max_batched_tokens,
             each.origin,

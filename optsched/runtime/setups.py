@@ -101,6 +101,11 @@ def _refuse_hidden_cache_of_ranks(replica: PlanReplica, llm: PlanLlm, policy: st
 
 def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload, device: str, backend: str) -> None:
     refuse_what_cannot_run(llm.shape)
+    if replica.dtype is not None:
+        raise SpecError(
+            f"replica {replica.id!r} has weights in {replica.dtype}, {llm.name} in {llm.shape.dtype}; the workers of an llm load "
+            "the same. Simulate the plan, or plan replicas without a dtype of their own."
+        )
     if replica.pp > 1:
         raise SpecError(
             f"replica {replica.id!r} has pp {replica.pp}; the runtime runs no pipelines. "

@@ -305,6 +305,14 @@ def test_quantised_weights_and_caches_are_named() -> None:
         assert any("quantised so" in note for note in export_plan(narrow, "vllm").notes) == (dtype == "int4")
 
 
+def test_weights_of_one_replica_in_another_type_are_served_so() -> None:
+    plan = served(["prefill", "decode"])
+    first, second = plan.replicas
+    narrow = plan.replace(replicas=(first.replace(dtype="fp8"), second))
+    assert [options(narrow, index).get("--quantization") for index in (0, 1)] == ["fp8", None]
+    assert options(narrow).keys().isdisjoint({"--kv-cache-dtype"})
+
+
 def test_the_plan_itself_is_not_changed() -> None:
     plan = served(["prefill", "decode"])
     before = plan.model_dump_json()

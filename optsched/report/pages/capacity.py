@@ -65,7 +65,7 @@ def _fleet(answer: CapacityAnswer) -> Html:
     used = dict(answer.utilisation)
     rows = [
         (
-            row.gpu,
+            f"{row.gpu} {row.dtype}" if row.dtype else row.gpu,
             row.role,
             str(row.count),
             f"{row.tp} x {row.pp}",

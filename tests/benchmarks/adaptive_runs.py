@@ -40,13 +40,12 @@ CAPS_W = (200.0, 250.0, 300.0)
 FOUR: tuple[Fleet, ...] = (
     *((("mixed", 4, cap),) for cap in CAPS_W), *((("prefill", 1, 300.0), ("decode", 3, cap)) for cap in CAPS_W),
 )  # fmt: skip
-FORESEEN: tuple[Fleet, ...] = (FOUR[0], FOUR[1], FOUR[3])
-"""Fleets that placements which know all are searched for on: all mixed at 200 or 250 W, and decoders at 200 W."""
 THREE: tuple[Fleet, ...] = ((("mixed", 3, 200.0),), (("mixed", 3, 300.0),))
 RIVALS: tuple[PlacementPolicyName, ...] = ("collocated", "full-disaggregation", "per-turn-emulated", "conserve")
-AIMS: tuple[Objective, ...] = ("ttfet", "slo_misses")
-FORESEEN_PACES = (0.28, 0.85)
-"""Paces of long decodes that placements which know all are run with, in TBT targets."""
+AIMS: tuple[Objective, ...] = ("ttfet", "slo_misses", "energy")
+FORESEEN_PACES = ((0.0, None), (0.28, None), (0.28, 0.5), (0.45, None), (0.45, 0.5), (0.85, None))
+"""Paces of long decodes that placements which know all are run with, in TBT targets, and shares of the pool above which (or the
+default)."""
 START_PACE = 0.45
 """That of the run of ``adaptive`` which their search starts from."""
 WORK = 300_000
@@ -150,8 +149,8 @@ def clairvoyant(fleets: Sequence[Fleet]) -> Iterator[Contender]:
         draft = adaptive(fleet)
         draft = draft.replace(placement=draft.placement.replace(policy="optimised"))
         for aim in AIMS:
-            for pace in FORESEEN_PACES:
-                plan = paced(draft, pace)
+            for pace, above_share in FORESEEN_PACES:
+                plan = paced(draft, pace, above_share)
                 yield Contender(f"foreseen, {shown(fleet)}, for {aim}, {setting(plan)}", fleet, plan, aim)
 
 
@@ -188,9 +187,11 @@ def adaptive(fleet: Fleet) -> Plan:
     return with_batching(plan.replace(placement=placement), "paced")
 
 
-def paced(plan: Plan, pace: float) -> Plan:
-    """Return the plan with long decodes paced, in TBT targets."""
+def paced(plan: Plan, pace: float, above_share: float | None = None) -> Plan:
+    """Return the plan with long decodes paced, in TBT targets, where the pool is fuller than a share."""
     told = {"pace_s": pace * tbt_target_s(plan, load_workload(plan.workload))}
+    if above_share is not None:
+        told["above_share"] = above_share
     return plan.replace(batching=plan.batching.replace(parameters={**plan.batching.parameters, **told}))
 
 

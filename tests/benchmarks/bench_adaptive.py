@@ -20,7 +20,6 @@ from adaptive_runs import (
     ANY,
     EACH,
     FIGURES,
-    FORESEEN,
     FOUR,
     KJ,
     KJ_ON,
@@ -54,9 +53,8 @@ SIXTH, STRICTLY = 2.0, 0.10
 @cache
 def points(foreseen: bool, count: int) -> tuple[Contender, ...]:
     """Return our points on so many GPUs."""
-    if foreseen:
-        return tuple(clairvoyant(FORESEEN if count == 4 else THREE))
-    return tuple(online(FOUR if count == 4 else THREE))
+    fleets = FOUR if count == 4 else THREE
+    return tuple(clairvoyant(fleets) if foreseen else online(fleets))
 
 
 def interval(ours: Figures, theirs: Figures, column: int) -> tuple[float, float]:

@@ -176,7 +176,9 @@ print(int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read()).group(1
 def first_answer_s(path: str) -> float:
     """Return the wall time of ``optsched simulate`` on a plan file, from nothing to its answer."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "optsched.cli", "simulate", path, "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "optsched.cli", "simulate", path, "--json"], capture_output=True, text=True, check=True
+    )
     assert np.isfinite(json.loads(done.stdout)["metrics"]["makespan_s"])
     return time.perf_counter() - started
 

@@ -139,7 +139,7 @@ def pool_columns(scenario: Scenario, pool: Pool, tightness: float = 1.0) -> Pool
     _, uses, _ = resources(alone, columns.replicas)
     instead = dominated(columns, costs(objective, columns)[0], uses)
     entries = tuple(each.entry for each in types)
-    present = present_counts(alone, entries)
+    present = present_counts(alone, pool.llm, entries)
     keep = []
     for a, entry in enumerate(entries):
         better, runs = instead[a], present is not None and present[a] > 0

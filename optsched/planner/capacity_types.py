@@ -67,7 +67,7 @@ def replica_types(scenario: Scenario, llm: Llm) -> tuple[list[ReplicaType], list
 
 def _made(scenario: Scenario, llm: Llm, entries: Iterator[FleetEntry]) -> tuple[list[ReplicaType], list[Dropped]]:
     types, dropped = [], []
-    for entry in entries:
+    for entry in (_plain(each, llm) for each in entries):
         try:
             types.append(ReplicaType(entry, make_replica(llm, entry, label(entry), scenario.engine.block_tokens)))
         except (InfeasibleError, SpecError) as error:  # too small, or a degree that does not divide the heads
@@ -153,16 +153,20 @@ def lost_in_a_failure(scenario: Scenario, entries: Sequence[FleetEntry]) -> Int6
     return np.array([max(1, _node(scenario, entry.gpu) // (entry.tp * entry.pp)) for entry in entries], np.int64)
 
 
-def present_counts(scenario: Scenario, entries: Sequence[FleetEntry]) -> Int64[Array, " A"] | None:
+def present_counts(scenario: Scenario, llm: Llm, entries: Sequence[FleetEntry]) -> Int64[Array, " A"] | None:
     """Return the replicas of each type that run today; None if the scenario does not say. What no type stands for goes anyway."""
     if scenario.current is None:
         return None
     now: dict[str, int] = {}
     for entry in scenario.current.fleet:
-        sheet = catalog.gpu(entry.gpu).datasheet
-        named = label(entry.replace(power_cap_w=entry.power_cap_w or sheet.power_w))
+        named = label(_with_cap(_plain(entry, llm)))
         now[named] = now.get(named, 0) + entry.count
     return np.array([now.get(label(_with_cap(entry)), 0) for entry in entries], np.int64)
+
+
+def _plain(entry: FleetEntry, llm: Llm) -> FleetEntry:
+    """Return the entry without a data type that is the llm's anyway, so that one type has one name."""
+    return entry.replace(dtype=None) if entry.dtype == llm.dtype else entry
 
 
 def _with_cap(entry: FleetEntry) -> FleetEntry:

@@ -6,10 +6,10 @@ import pytest
 
 from optsched import catalog
 from optsched.cli.capacity_answer import entry_json, in_words
-from optsched.domain.scenario import FleetEntry, Supply
+from optsched.domain.scenario import CurrentFleet, FleetEntry, Supply
 from optsched.errors import SpecError
 from optsched.planner.capacity import capacity
-from optsched.planner.capacity_types import label, replica_types
+from optsched.planner.capacity_types import label, present_counts, replica_types
 from optsched.planner.plan import plan_scenario
 from optsched.planner.replicas import make_replica
 
@@ -29,9 +29,17 @@ def test_narrow_weights_leave_room_for_cache_of_the_same_kind_and_shorten_decode
 
 def test_every_type_of_weights_is_a_type_of_replica() -> None:
     types, _ = replica_types(EITHER, LLAMA)
-    assert {each.entry.dtype for each in types} == {"bf16", "fp8"}
+    assert {each.entry.dtype for each in types} == {None, "fp8"}
     assert len({label(each.entry) for each in types}) == len(types)
     assert "l4@72W fp8 x1 mixed" in {label(each.entry) for each in types}
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_what_runs_today_is_known_whether_or_not_it_names_the_llm_s_own_type(dtype) -> None:
+    today = CurrentFleet(fleet=(FleetEntry(gpu="l4", role="mixed", count=3, dtype=dtype),))
+    entries = [each.entry for each in replica_types(EITHER, LLAMA)[0]]
+    present = present_counts(EITHER.replace(current=today), LLAMA, entries)
+    assert {label(entry): count for entry, count in zip(entries, present, strict=True) if count} == {"l4@72W x1 mixed": 3}
 
 
 def test_capacity_takes_the_weights_that_save_gpus() -> None:
@@ -39,7 +47,7 @@ def test_capacity_takes_the_weights_that_save_gpus() -> None:
         capacity(EITHER.replace(supply={"l4": Supply(max=4, dtypes=dtypes)}), rate_per_s=0.5)
         for dtypes in (("bf16",), ("bf16", "fp8"))
     )
-    assert [entry.dtype for entry in wide.fleet] == ["bf16"]
+    assert [entry.dtype for entry in wide.fleet] == [None]
     assert [entry.dtype for entry in narrow.fleet] == ["fp8"]
     assert narrow.cost_usd_per_hour < wide.cost_usd_per_hour
     assert {replica.dtype for replica in narrow.planned.plan.replicas} == {"fp8"}

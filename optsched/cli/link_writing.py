@@ -39,6 +39,7 @@ def write_link(link: Link, tier_file: Path) -> Path | None:
         The file; None if the tier file lies in no such folder.
     """
     from optsched.files import write_atomically
+    from optsched.tier_file import with_tables
 
     if tier_file.resolve().parent.name != "gpus":
         return None
@@ -46,9 +47,13 @@ def write_link(link: Link, tier_file: Path) -> Path | None:
     make_folder(path.parent)
     fields = {
         "schema": "optsched/link", "version": 1, "name": link.name, "title": link.title, "bandwidth": link.bytes_per_s,
-        "latency": link.latency_s, "joules_per_byte": link.joules_per_byte, "source": link.source,
+        "latency": link.latency_s, "joules_per_byte": link.joules_per_byte, "gpus_per_port": link.gpus_per_port,
+        "source": link.source,
     }  # fmt: skip
-    write_atomically(path, "".join(f"{key} = {json_text.dumps(value)}\n" for key, value in fields.items()).encode())
+    text = "".join(f"{key} = {json_text.dumps(value)}\n" for key, value in fields.items())
+    if link.collectives is not None:
+        text = with_tables(text, {"collectives": link.collectives})
+    write_atomically(path, text.encode())
     return path
 
 

@@ -13,7 +13,8 @@ from factories import LAW, make_plan, make_workload
 
 from optsched import catalog, files
 from optsched.cli import invoke
-from optsched.domain.hardware import Gpu
+from optsched.cli.link_writing import write_link
+from optsched.domain.hardware import Gpu, Link
 from optsched.domain.plan import Plan
 from optsched.logfile import save_log
 from optsched.simulator.simulate import simulate
@@ -167,3 +168,15 @@ def test_profiles_that_hold_no_known_table_are_refused_in_one_line(folder: Path,
     assert "y.parquet: not a readable Parquet file" in refusal("--profile", "y.parquet", "--tier", "a40")
     (folder / "z.csv").write_bytes(b"\xff\xfe\x00")
     assert "z.csv: not a readable CSV file" in refusal("--profile", "z.csv", "--tier", "a40")
+
+
+@pytest.mark.parametrize("name", ["loopback", "nvlink3", "infiniband-ndr"])
+def test_a_link_file_keeps_all_that_a_calibration_did_not_change(tmp_path: Path, name: str) -> None:
+    link = catalog.link(name)
+    (tmp_path / "gpus").mkdir()
+    path = write_link(link, tmp_path / "gpus" / "mine.toml")
+    assert path is not None
+    again = files.load(Link, "link", path)
+    assert again.model_dump(exclude={"collectives"}) == link.model_dump(exclude={"collectives"})
+    assert (again.collectives is None) == (link.collectives is None)
+    assert write_link(link, tmp_path / "mine.toml") is None

@@ -44,7 +44,7 @@ class BlockPool:
     def __init__(self, llm: Llm, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.llm, self.num_blocks, self.block_tokens = llm, num_blocks, block_tokens
         self.hidden_tokens = tokens_per_block(llm, block_tokens, HIDDEN)
-        shape = (llm.num_layers, num_blocks, block_tokens * llm.kv_width)
+        shape = (llm.num_layers, num_blocks + 1, block_tokens * llm.kv_width)
         try:
             self.storage = _zeros(shape, dtype, device)
         except (RuntimeError, MemoryError) as error:
@@ -54,6 +54,11 @@ class BlockPool:
         self._kv = self.storage.view(*shape[:2], block_tokens, 2, llm.num_kv_heads, llm.head_dim)
         room = self.hidden_tokens * llm.hidden_size
         self._hidden = self.storage[:, :, :room].view(*shape[:2], self.hidden_tokens, llm.hidden_size) if room else None
+
+    @property
+    def scratch_block(self) -> int:
+        """The block behind the last: no table holds it, and a padded step stores there what its padding computes."""
+        return self.num_blocks
 
     @property
     def moved_width(self) -> int:

@@ -182,7 +182,7 @@ def test_more_blocks_than_are_free_are_refused() -> None:
 def test_a_pool_starts_as_zeros_of_the_type_asked_for(dtype: torch.dtype) -> None:
     storage = BlockPool(QWEN3, 7, BLOCK, dtype, "cpu").storage
     assert storage.dtype == dtype
-    assert storage.shape == (2, 7, BLOCK * QWEN3.kv_width)
+    assert storage.shape == (2, 7 + 1, BLOCK * QWEN3.kv_width)  # and the scratch block
     assert not storage.any()
 
 

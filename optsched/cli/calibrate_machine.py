@@ -70,7 +70,7 @@ def calibrate_machine(
 
 def _measure(gpu: Gpu, llm: Llm, replicas: int, seed: int, budget_s: float, device: str) -> tuple[Measured, FitReport]:
     from optsched import catalog
-    from optsched.cost.calibrate import fit_step_law
+    from optsched.cost.jitter import fit_shared_law
     from optsched.cost.tables import step_law
     from optsched.domain.hardware import Tier
     from optsched.runtime.measure import measure_steps
@@ -81,7 +81,7 @@ def _measure(gpu: Gpu, llm: Llm, replicas: int, seed: int, budget_s: float, devi
         )
     bare = gpu.replace(step_laws=())
     prior = step_law(llm, Tier(bare, bare.datasheet.power_w), link=catalog.link(bare.datasheet.interconnect))
-    return measured, fit_step_law(measured.steps, durations_s=measured.durations_s, prior=prior, seed=seed)
+    return measured, fit_shared_law(measured.steps, measured.durations_s, prior=prior, seed=seed)
 
 
 def _link(gpu: Gpu, measured: Measured, how: str) -> Link | None:

@@ -19,6 +19,7 @@ Array = np.ndarray
 _FEWEST_STEPS = 40
 _OUTLIER = 0.05  # relative error beyond which a step counts linearly, not quadratically (soft L1)
 _SLOPES = ("pair_s", "prefill_context_s", "kv_s", "sequence_s", "hidden_s", "hidden_step_s")
+_FEW_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _FLOOR_QUANTILES = (0.02, 0.1, 0.3)
 
 
@@ -75,10 +76,13 @@ def _check(steps: Steps, durations_s: Float64[Array, " S"], heldout_share: float
 
 
 def _knots(tokens: Float64[Array, " S"], num_knots: int) -> Float64[Array, " K"]:
-    """Return 0 and quantiles of the token counts that occur, so that no piece of gemm is without measurements."""
+    """Return 0 and quantiles of the token counts that occur, so that no piece of gemm is without measurements.
+
+    With them come the first powers of two that occur: from one row to a few, matrix products change the most.
+    """
     present = np.unique(tokens)
     chosen = np.quantile(present, np.linspace(0, 1, num_knots), method="nearest")
-    return np.unique(np.concatenate([[0.0], chosen]))
+    return np.unique(np.concatenate([[0.0], np.intersect1d(present, _FEW_ROWS), chosen]))
 
 
 def _measured(steps: Steps, durations_s: Float64[Array, " S"], knots: Float64[Array, " K"]) -> _Measured:
@@ -250,7 +254,7 @@ def fit_step_law(
         A law to start from and lean on where the measurements say nothing (for example hidden cache that never occurred); its
         energy coefficients are kept. None: a non-negative fit without the floor, and no energy.
     num_knots
-        Knots of gemm(T) beside 0, at quantiles of the token counts that occur.
+        Knots of gemm(T) beside 0 and powers of two up to 16, at quantiles of the token counts that occur.
     heldout_share, seed
         Share of the steps that is set aside, at random from the seed, before anything is fitted.
     ridge

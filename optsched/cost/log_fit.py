@@ -9,6 +9,7 @@ import numpy as np
 
 from optsched import catalog
 from optsched.cost.calibrate import FitReport, fit_step_law
+from optsched.cost.jitter import fit_shared_law
 from optsched.cost.tables import step_law
 from optsched.domain.hardware import Gpu, Tier
 from optsched.domain.llm import Llm
@@ -76,7 +77,8 @@ def _fit_kind(log: ExecutionLog, gpu: Gpu, llm: Llm, tp: int, cap_w: float, repl
     steps = _chosen(log.steps, lambda column: column[mine])
     bare = gpu.replace(step_laws=())
     prior = step_law(llm, Tier(bare, cap_w), tp=tp, link=catalog.link(bare.datasheet.interconnect))
-    return LogFit(llm, tp, cap_w, fit_step_law(steps, steps.end_s - steps.start_s, prior=prior, seed=seed))
+    fit = fit_shared_law if gpu.shared_host else fit_step_law
+    return LogFit(llm, tp, cap_w, fit(steps, steps.end_s - steps.start_s, prior=prior, seed=seed))
 
 
 def _chosen(steps: Steps, choose: Callable[[np.ndarray], np.ndarray]) -> Steps:

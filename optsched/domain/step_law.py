@@ -12,6 +12,8 @@ from optsched.domain.frozen import Frozen
 
 Array = np.ndarray
 Numbers = Num[Array, "*shape"] | float
+JITTER_QUANTILES = 20
+"""Factors in a row of jitter: those of the middles of as many equal shares of the steps."""
 
 
 class StepLaw(Frozen):
@@ -43,6 +45,10 @@ class StepLaw(Frozen):
         Shortest device time of a step, and the time between steps.
     busy_slowdown
         Factor on the step time with 1, 2, ... replicas busy on the same host; the last entry continues.
+    decode_jitter, prefill_jitter
+        How the times of steps on a shared host scatter about their mean, of those that only decode and of the others: per
+        number of busy replicas (the last row continues) `JITTER_QUANTILES` factors of mean 1, in rising order, each as likely
+        as the next. No rows: they do not.
     step_j, pair_j, prefill_context_j, kv_j, sequence_j, hidden_j, hidden_step_j
         Dynamic energy (above idle) per step, pair, token of context read in prefill, KV token, sequence and hidden token, and
         per step that rebuilds any.
@@ -61,6 +67,8 @@ class StepLaw(Frozen):
     hidden_s: float = Field(ge=0)
     hidden_step_s: float = Field(default=0.0, ge=0)
     busy_slowdown: tuple[float, ...] = (1.0,)
+    decode_jitter: tuple[tuple[float, ...], ...] = ()
+    prefill_jitter: tuple[tuple[float, ...], ...] = ()
     step_j: float = Field(default=0.0, ge=0)
     gemm_j: tuple[float, ...] = ()
     pair_j: float = Field(default=0.0, ge=0)
@@ -99,6 +107,14 @@ class StepLaw(Frozen):
                 raise ValueError(f"{name} must be non-negative and must not decrease")
         if not self.busy_slowdown or self.busy_slowdown[0] != 1 or np.any(np.diff(self.busy_slowdown) < 0):
             raise ValueError("busy_slowdown must start at 1 and must not decrease")
+        return self
+
+    @model_validator(mode="after")
+    def _jitter_keeps_the_mean(self) -> Self:
+        for name in ("decode_jitter", "prefill_jitter"):
+            for row in getattr(self, name):
+                if len(row) != JITTER_QUANTILES or row[0] <= 0 or np.any(np.diff(row) < 0) or abs(np.mean(row) - 1) > 1e-3:
+                    raise ValueError(f"each row of {name} must be {JITTER_QUANTILES} positive factors in rising order, of mean 1")
         return self
 
     def gemm(self, tokens: Numbers) -> Float[Array, "*shape"]:

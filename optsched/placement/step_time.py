@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from optsched.compiled import lean
-from optsched.domain.step_law import StepLaw
+from optsched.domain.step_law import JITTER_QUANTILES, StepLaw
 
 Array = np.ndarray
 _SCALARS = (
@@ -29,6 +29,8 @@ class Laws(NamedTuple):
         Number of knots of each row of `gemm_tokens`, `gemm_s` and `gemm_j`; columns beyond it are unused.
     slowdown
         `StepLaw.busy_slowdown`, the last entry continued.
+    jitter
+        `StepLaw.decode_jitter` and `prefill_jitter`, the last row continued; no levels if no law has any.
     """
 
     overhead_s: Float64[Array, " R"]
@@ -51,6 +53,7 @@ class Laws(NamedTuple):
     gemm_j: Float64[Array, "R K"]
     knots: Int64[Array, " R"]
     slowdown: Float64[Array, "R busy"]
+    jitter: Float64[Array, "R 2 levels Q"]
 
 
 def pack(laws: Sequence[StepLaw]) -> Laws:
@@ -63,7 +66,19 @@ def pack(laws: Sequence[StepLaw]) -> Laws:
 
     columns = {name: np.array([getattr(law, name) for law in laws], dtype=np.float64) for name in _SCALARS}
     knots = np.array([len(law.gemm_tokens) for law in laws], dtype=np.int64)
-    return Laws(**columns, **{name: padded(name) for name in _KNOTS}, knots=knots, slowdown=padded("busy_slowdown"))
+    arrays = {name: padded(name) for name in _KNOTS}
+    return Laws(**columns, **arrays, knots=knots, slowdown=padded("busy_slowdown"), jitter=_jitter(laws))
+
+
+def _jitter(laws: Sequence[StepLaw]) -> Float64[Array, "R 2 levels Q"]:
+    rows = [(law.decode_jitter, law.prefill_jitter) for law in laws]
+    levels = max(len(kind) for both in rows for kind in both)
+    found = np.ones((len(laws), 2, levels, JITTER_QUANTILES))
+    for index, both in enumerate(rows):
+        for kind, given in enumerate(both):
+            if given:
+                found[index, kind] = (given + (given[-1],) * levels)[:levels]
+    return found
 
 
 @lean
@@ -115,6 +130,27 @@ def step_j(
 def slowdown(laws: Laws, replica: int, busy: int) -> float:
     """Return the factor on a step's duration with so many replicas busy on its host, itself included."""
     return float(laws.slowdown[replica, min(busy, laws.slowdown.shape[1]) - 1])
+
+
+@lean
+def jitter(laws: Laws, replica: int, busy: int, prefills: bool, number: int) -> float:
+    """Return the factor by which one step on a shared host differs from the mean; its number stands in for chance.
+
+    References
+    ----------
+    The number is scrambled by lowbias32 (C. Wellons, "Prospecting for hash functions", nullprogram.com/blog/2018/07/31).
+    """
+    levels = laws.jitter.shape[2]
+    if levels == 0:
+        return 1.0
+    mixed = (((number & 0x7FFFFFFF) << 6) + replica) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    share = ((mixed >> 16) ^ mixed) / 4294967296.0
+    row = laws.jitter[replica, 1 if prefills else 0, min(busy, levels) - 1]
+    place = min(max(share * JITTER_QUANTILES - 0.5, 0.0), JITTER_QUANTILES - 1.0)
+    below = min(int(place), JITTER_QUANTILES - 2)
+    return float(row[below] + (place - below) * (row[below + 1] - row[below]))
 
 
 @lean

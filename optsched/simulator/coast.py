@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from optsched.batching.state import KV
 from optsched.compiled import inlined, lean
-from optsched.placement.step_time import slowdown, step_j, step_s
+from optsched.placement.step_time import jitter, slowdown, step_j, step_s
 from optsched.simulator.gaps import count_gaps, keep_gap, keep_run
 from optsched.simulator.heap import STEP_END, push
 from optsched.simulator.queues import tell
@@ -101,7 +101,10 @@ def _take(
     steps, first_s, longest_s = 0, 0.0, 0.0
     while steps < most and growing[steps % engine.block_tokens] <= replicas.free_blocks[replica]:
         content = (float(running), 0.0, 0.0, float(kv_tokens), float(running), 0.0)
-        end = now + step_s(state.laws, replica, *content) * slow
+        took_s = step_s(state.laws, replica, *content) * slow
+        if replicas.host[replica] >= 0:
+            took_s *= jitter(state.laws, replica, busy, False, state.counters[0] + steps)
+        end = now + took_s
         if end >= until_s:
             break
         replicas.free_blocks[replica] -= growing[steps % engine.block_tokens]

@@ -9,7 +9,7 @@ from optsched.batching.policies.dispatch import call_policy
 from optsched.batching.state import KV, Counts, Decision
 from optsched.batching.state import Engine as ReplicaEngine
 from optsched.compiled import lean
-from optsched.placement.step_time import slowdown, step_j, step_s
+from optsched.placement.step_time import jitter, slowdown, step_j, step_s
 from optsched.simulator.coast import begin_run, coast
 from optsched.simulator.heap import STEP_END, push
 from optsched.simulator.prefixes import claim_prefixes, release, squeeze
@@ -144,7 +144,10 @@ def _launch(state: State, engine: Engine, replica: int, content: Content, now_s:
         float(content.prefill_tokens + content.decodes), content.pairs, float(content.prefill_context),
         float(content.kv_tokens), float(content.sequences), float(content.hidden_tokens),
     )  # fmt: skip
-    end_s = now_s + step_s(state.laws, replica, *law) * slowdown(state.laws, replica, busy)
+    took_s = step_s(state.laws, replica, *law) * slowdown(state.laws, replica, busy)
+    if host >= 0:
+        took_s *= jitter(state.laws, replica, busy, content.prefill_tokens > 0, state.counters[0])
+    end_s = now_s + took_s
     replicas.dynamic_j[replica] += step_j(state.laws, replica, *law)
     replicas.busy[replica] = True
     replicas.due[replica] = state.heap.size[1]

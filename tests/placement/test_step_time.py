@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from factories import LAW
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import step_laws
 
-from optsched.domain.step_law import StepLaw
+from optsched.domain.step_law import JITTER_QUANTILES, StepLaw
 from optsched.placement.gemm import Gemm
-from optsched.placement.step_time import decode_run_j, decode_run_s, pack, prefill_alone_s, slowdown, step_j, step_s, steps_until
+from optsched.placement.step_time import (
+    decode_run_j,
+    decode_run_s,
+    jitter,
+    pack,
+    prefill_alone_s,
+    slowdown,
+    step_j,
+    step_s,
+    steps_until,
+)
 
 LAWS = st.lists(step_laws(), min_size=1, max_size=3)
 COUNTS = st.integers(0, 40_000)
@@ -63,3 +74,25 @@ def test_a_token_s_own_share_of_gemm_never_exceeds_what_it_adds(law: StepLaw, ch
         tokens = np.array([chunk, 3 * chunk + 1, 7], np.int64)
         parts = [sum(float(function(min(chunk, n - k))) for k in range(0, n, chunk)) for n in tokens.tolist()]
         assert gemm.of_prefills(tokens, chunk) == pytest.approx(parts, rel=1e-9, abs=1e-12)
+
+
+NARROW, WIDE = (tuple(float(value) for value in np.linspace(1 - half, 1 + half, JITTER_QUANTILES)) for half in (0.1, 0.8))
+
+
+def test_steps_scatter_as_the_law_says_of_their_kind_and_their_neighbours() -> None:
+    scattered = LAW.replace(decode_jitter=(NARROW, WIDE), prefill_jitter=(WIDE,))
+    packed = pack([LAW, scattered])
+    for prefills, busy, row in ((False, 1, NARROW), (False, 2, WIDE), (False, 7, WIDE), (True, 1, WIDE), (True, 3, WIDE)):
+        drawn = np.array([jitter(packed, 1, busy, prefills, number) for number in range(4000)])
+        assert drawn.mean() == pytest.approx(1.0, abs=0.02)
+        for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+            assert np.quantile(drawn, share) == pytest.approx(np.quantile(row, share), abs=0.05)
+        assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.05
+    assert {jitter(packed, 0, busy, True, number) for busy in (1, 5) for number in range(50)} == {1.0}
+    assert jitter(pack([LAW]), 0, 2, False, 3) == 1.0
+
+
+def test_replicas_do_not_scatter_in_step() -> None:
+    packed = pack([LAW.replace(decode_jitter=(WIDE,))] * 3)
+    drawn = np.array([[jitter(packed, replica, 1, False, number) for number in range(2000)] for replica in range(3)])
+    assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 0.06

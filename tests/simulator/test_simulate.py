@@ -13,6 +13,7 @@ from optsched.domain.accounting import energy_j, measure_plan
 from optsched.domain.log import Steps
 from optsched.domain.results import Latencies
 from optsched.domain.standalone import standalone_latency
+from optsched.domain.step_law import JITTER_QUANTILES
 from optsched.domain.workload import Workload
 from optsched.errors import InfeasibleError, PlanError
 from optsched.simulator.simulate import simulate
@@ -163,6 +164,30 @@ def test_replicas_of_one_host_slow_each_other_down():
     together = simulate(make_plan(["mixed", "mixed"], policy="collocated", law=law, host="one"), workload)
     assert together.steps.busy_replicas.max() == 2
     assert together.makespan_s > 1.3 * apart.makespan_s
+
+
+def scattered(plan):
+    row = tuple(float(value) for value in np.linspace(0.4, 1.6, JITTER_QUANTILES))
+    law = plan.replicas[0].coefficients.replace(decode_jitter=(row,), prefill_jitter=(row,))
+    return plan.replace(replicas=tuple(replica.replace(coefficients=law) for replica in plan.replicas))
+
+
+def test_steps_of_a_shared_host_scatter_about_the_same_mean():
+    workload = make_workload([[(100, 400)]] * 4, [0.0, 0.1, 0.2, 0.3])
+    for host in ("one", None):
+        plan = make_plan(["mixed", "mixed"], policy="collocated", host=host)
+        even, uneven = simulate(plan, workload), simulate(scattered(plan), workload)
+        assert uneven.violations(workload) == []
+        assert uneven.makespan_s == pytest.approx(even.makespan_s, rel=0.03)
+        gaps = [np.diff(log.token_s[:400]) for log in (even, uneven)]
+        assert (np.quantile(gaps[1], 0.95) > 1.3 * np.quantile(gaps[0], 0.95)) == (host is not None)
+
+
+def test_steps_taken_in_one_go_scatter_as_those_taken_one_by_one():
+    workload = make_workload([[(100, 60), (30, 20)], [(50, 90)]], [0.0, 0.5])
+    plan = scattered(make_plan(["mixed"], policy="collocated", host="one"))
+    at_once, one_by_one = (simulate(plan, workload, coast=coast) for coast in (True, False))
+    assert at_once.token_s.tolist() == one_by_one.token_s.tolist()
 
 
 def test_tool_gaps_are_waited_out():

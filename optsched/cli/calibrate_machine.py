@@ -89,7 +89,7 @@ def _link(gpu: Gpu, measured: Measured, how: str) -> Link | None:
 
     if not len(measured.handover_s):
         return None
-    return fitted_link(gpu, fit_link(measured.handover_bytes, measured.handover_s), how)
+    return fitted_link(gpu, fit_link(measured.handover_bytes, measured.handover_s, measured.handover_busy), how)
 
 
 def _report(

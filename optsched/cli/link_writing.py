@@ -25,9 +25,10 @@ def fitted_link(gpu: Gpu, fit: LinkFit, how: str) -> Link:
     """
     from optsched import catalog
 
-    source = f"{how} on {today()}: {fit.num_handovers} hand-overs of cache over TCP, between workers that computed meanwhile"
+    source = f"{how} on {today()}: {fit.num_handovers} hand-overs of cache over TCP, between workers idle and busy"
     link = catalog.link(gpu.datasheet.interconnect)
-    return link.replace(latency_s=fit.latency_s, bytes_per_s=fit.bytes_per_s, source=source)
+    law = {"latency_s": fit.latency_s, "bytes_per_s": fit.bytes_per_s, "busy_slowdown": fit.busy_slowdown}
+    return link.replace(**law, source=source)
 
 
 def write_link(link: Link, tier_file: Path) -> Path | None:
@@ -48,7 +49,7 @@ def write_link(link: Link, tier_file: Path) -> Path | None:
     fields = {
         "schema": "optsched/link", "version": 1, "name": link.name, "title": link.title, "bandwidth": link.bytes_per_s,
         "latency": link.latency_s, "joules_per_byte": link.joules_per_byte, "gpus_per_port": link.gpus_per_port,
-        "source": link.source,
+        "busy_slowdown": link.busy_slowdown, "source": link.source,
     }  # fmt: skip
     text = "".join(f"{key} = {json_text.dumps(value)}\n" for key, value in fields.items())
     if link.collectives is not None:
@@ -60,11 +61,19 @@ def write_link(link: Link, tier_file: Path) -> Path | None:
 def link_facts(link: Link | None, file: Path | None) -> dict[str, object]:
     """Return a link and the file it was written to as plain data."""
     return {
-        "link": None if link is None else {"latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s},
+        "link": None
+        if link is None
+        else {
+            "latency_s": link.latency_s,
+            "bytes_per_s": link.bytes_per_s,
+            "busy_slowdown": list(link.busy_slowdown),
+        },
         "link_out": None if file is None else str(file),
     }
 
 
 def link_in_words(link: Link) -> str:
     """Return a link's law in one line."""
-    return f"Hand-over of cache: {link.latency_s * 1e3:.3g} ms + bytes / ({link.bytes_per_s / 1e9:.3g} GB/s)"
+    slow = " / ".join(f"{factor:.2f}" for factor in link.busy_slowdown)
+    law = f"{link.latency_s * 1e3:.3g} ms + bytes / ({link.bytes_per_s / 1e9:.3g} GB/s)"
+    return f"Hand-over of cache: {law}" + (f", slow-down with 0, 1, .. busy {slow}" if len(link.busy_slowdown) > 1 else "")

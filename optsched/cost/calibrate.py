@@ -12,6 +12,7 @@ from scipy.optimize import least_squares
 
 from optsched.cost.precision import double_precision
 from optsched.domain.log import Steps
+from optsched.domain.slowdown import factors_at, slowdown_of
 from optsched.domain.step_law import StepLaw
 from optsched.errors import ProblemError
 
@@ -205,8 +206,7 @@ def _alone_s(law: StepLaw, steps: Steps) -> Float64[Array, " S"]:
 
 def predicted_durations(law: StepLaw, steps: Steps) -> Float64[Array, " S"]:
     """Return what a law predicts for measured steps, overhead and busy slow-down included, in seconds."""
-    slow = np.asarray(law.busy_slowdown)[np.clip(steps.busy_replicas, 1, len(law.busy_slowdown)) - 1]
-    return np.asarray(_alone_s(law, steps) * slow)
+    return np.asarray(_alone_s(law, steps) * factors_at(law.busy_slowdown, steps.busy_replicas - 1))
 
 
 def _in_the_mean(law: StepLaw, data: _Measured, steps: Steps, train: Int64[Array, " N"]) -> StepLaw:
@@ -218,16 +218,13 @@ def _in_the_mean(law: StepLaw, data: _Measured, steps: Steps, train: Int64[Array
     alone = _alone_s(law, steps)[train]
     levels = range(1, int(data.busy.max()) + 1)
     total = [(float(data.duration_s[data.busy == busy].sum()), float(alone[data.busy == busy].sum())) for busy in levels]
-    ratios = [measured / predicted if predicted > 0 else 1.0 for measured, predicted in total]
-    first = next(ratio for ratio, (_, predicted) in zip(ratios, total, strict=True) if predicted > 0)
-    slowdown = np.maximum.accumulate(np.maximum(np.asarray(ratios) / first, 1.0))
-    slowdown[0] = 1.0
+    first, slowdown = slowdown_of(total)
     return law.replace(
         overhead_s=law.overhead_s * first,
         floor_s=law.floor_s * first,
         gemm_s=tuple(value * first for value in law.gemm_s),
         **{name: getattr(law, name) * first for name in _SLOPES},
-        busy_slowdown=tuple(float(value) for value in slowdown),
+        busy_slowdown=slowdown,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from scipy.optimize import nnls
 
 from optsched.domain.hardware import Gpu
 from optsched.domain.log import ExecutionLog
 from optsched.domain.plan import Plan
+from optsched.domain.slowdown import slowdown_of
 from optsched.errors import ProblemError
 
 Array = np.ndarray
@@ -20,20 +21,24 @@ FEWEST_HANDOVERS = 5
 
 @dataclass(frozen=True, slots=True)
 class LinkFit:
-    """``seconds = latency_s + bytes / bytes_per_s``, and how many hand-overs it was fitted to."""
+    """``seconds = (latency_s + bytes / bytes_per_s) busy_slowdown[k]`` with k replicas busy, and how many it was fitted to."""
 
     latency_s: float
     bytes_per_s: float
+    busy_slowdown: tuple[float, ...]
     num_handovers: int
 
 
-def fit_link(num_bytes: Float64[Array, " X"], seconds: Float64[Array, " X"]) -> LinkFit:
+def fit_link(num_bytes: Float64[Array, " X"], seconds: Float64[Array, " X"], busy: Int64[Array, " X"] | None = None) -> LinkFit:
     """Fit a link to hand-overs by non-negative least squares on relative error, then set its level.
 
     Parameters
     ----------
     num_bytes, seconds
         Size and duration of each.
+    busy
+        Replicas of the host that were in a step when each began; None: nobody counted. Of a number that occurs fewer than
+        `FEWEST_HANDOVERS` times nothing is learned.
 
     Raises
     ------
@@ -43,8 +48,8 @@ def fit_link(num_bytes: Float64[Array, " X"], seconds: Float64[Array, " X"]) -> 
     Notes
     -----
     Relative error finds the shape, but it follows quick hand-overs: those that wait for a core while others compute are rare, and
-    much of the time in all. So latency and rate are scaled until the total time is right, as
-    `optsched.cost.calibrate.fit_step_law` does with steps.
+    much of the time in all. So latency, rate and slow-downs are set so that the total time at each number of busy replicas is
+    right, as `optsched.cost.calibrate.fit_step_law` does with steps.
     """
     if not len(seconds) or not np.all(seconds > 0):
         raise ProblemError("every hand-over must take some time, and there must be one; measure with two workers at least")
@@ -52,9 +57,20 @@ def fit_link(num_bytes: Float64[Array, " X"], seconds: Float64[Array, " X"]) -> 
     scale = columns.max(axis=0)
     latency_s, per_byte = nnls(columns / scale, np.ones_like(seconds))[0] / scale
     if per_byte <= 0:  # too few bytes to tell: all of it is latency, at a rate that no hand-over was faster than
-        return LinkFit(float(seconds.mean()), float((num_bytes / seconds).max()), len(seconds))
-    level = float(seconds.sum() / (latency_s + num_bytes * per_byte).sum())
-    return LinkFit(level * float(latency_s), 1.0 / (level * float(per_byte)), len(seconds))
+        return LinkFit(float(seconds.mean()), float((num_bytes / seconds).max()), (1.0,), len(seconds))
+    foreseen = latency_s + num_bytes * per_byte
+    level, slowdown = _slowdowns(seconds, foreseen, np.zeros(len(seconds), np.int64) if busy is None else busy)
+    return LinkFit(level * float(latency_s), 1.0 / (level * float(per_byte)), slowdown, len(seconds))
+
+
+def _slowdowns(
+    seconds: Float64[Array, " X"], foreseen: Float64[Array, " X"], busy: Int64[Array, " X"]
+) -> tuple[float, tuple[float, ...]]:
+    often = [number for number in range(int(busy.max()) + 1) if (busy == number).sum() >= FEWEST_HANDOVERS]
+    if not often:
+        return float(seconds.sum() / foreseen.sum()), (1.0,)
+    at = [busy == number if number in often else np.zeros(len(busy), bool) for number in range(often[-1] + 1)]
+    return slowdown_of([(float(seconds[chosen].sum()), float(foreseen[chosen].sum())) for chosen in at])
 
 
 def fit_logged_link(log: ExecutionLog, plan: Plan, gpu: Gpu) -> LinkFit | None:
@@ -74,4 +90,5 @@ def fit_logged_link(log: ExecutionLog, plan: Plan, gpu: Gpu) -> LinkFit | None:
     chosen = mine[moves.source] & mine[moves.target] & np.isfinite(moves.start_s) & (moves.end_s > moves.start_s)
     if chosen.sum() < FEWEST_HANDOVERS:
         return None
-    return fit_link(moves.bytes[chosen], (moves.end_s - moves.start_s)[chosen])
+    busy = log.steps.busy_at(moves.start_s[chosen], np.flatnonzero(mine).tolist())
+    return fit_link(moves.bytes[chosen], (moves.end_s - moves.start_s)[chosen], busy)

@@ -11,6 +11,7 @@ from optsched.domain.collective_law import CollectiveLaw
 from optsched.domain.dtypes import Dtype
 from optsched.domain.efficiency import Efficiency
 from optsched.domain.frozen import Frozen
+from optsched.domain.slowdown import Slowdown
 from optsched.domain.step_law import StepLaw
 from optsched.errors import SpecError
 from optsched.units import Bytes, BytesPerSecond, FlopsPerSecond, Seconds, Watts
@@ -105,6 +106,9 @@ class Link(Frozen):
         In one direction, as published; time of a message of no bytes.
     gpus_per_port
         GPUs of a node that share it on their way to other nodes; 1: each has its own.
+    busy_slowdown
+        Between workers of one shared host: factor on the time of a message while 0, 1, 2, ... of the host's replicas are in a
+        step; the last entry continues.
     collectives
         How near to these numbers messages and collectives come; None: the gpu's law, or the assumed one.
     """
@@ -115,6 +119,7 @@ class Link(Frozen):
     latency_s: Seconds = Field(alias="latency")
     joules_per_byte: float = Field(default=0.0, ge=0)
     gpus_per_port: int = Field(default=1, gt=0)
+    busy_slowdown: Slowdown = (1.0,)
     source: str
     collectives: CollectiveLaw | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -49,6 +50,12 @@ class Steps:
     kv_tokens: Int64[Array, " S"]
     hidden_tokens: Int64[Array, " S"]
     busy_replicas: Int64[Array, " S"]
+
+    def busy_at(self, times_s: Float64[Array, " n"], among: Sequence[int]) -> Int64[Array, " n"]:
+        """Return how many of some replicas are in a step at given times; one that starts then is, one that ends then is not."""
+        mine = np.isin(self.replica, among)
+        started, ended = (np.sort(column[mine]) for column in (self.start_s, self.end_s))
+        return np.searchsorted(started, times_s, side="right") - np.searchsorted(ended, times_s, side="right")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from optsched.domain.frozen import Frozen
 from optsched.domain.llm import Llm
 from optsched.domain.results import Metrics
 from optsched.domain.scenario import EngineSpec, PlacementPolicyName, Role, Slo
+from optsched.domain.slowdown import Slowdown
 from optsched.domain.step_law import StepLaw
 from optsched.domain.workload import Arrivals, Recipe
 
@@ -104,13 +105,14 @@ class PlanReplica(Frozen):
 
 
 class PlanLink(Frozen):
-    """The link between two replicas, by id."""
+    """The link between two replicas, by id; `busy_slowdown` as of `Link`, where they share a host."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
     latency_s: float = Field(ge=0)
     bytes_per_s: float = Field(gt=0)
     joules_per_byte: float = Field(default=0, ge=0)
+    busy_slowdown: Slowdown = (1.0,)
 
 
 class PlanBatching(Frozen):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Num
 from pydantic import Field, model_validator
 
 from optsched.domain.frozen import Frozen
+from optsched.domain.slowdown import Slowdown
 
 Array = np.ndarray
 Numbers = Num[Array, "*shape"] | float
@@ -66,7 +67,7 @@ class StepLaw(Frozen):
     sequence_s: float = Field(ge=0)
     hidden_s: float = Field(ge=0)
     hidden_step_s: float = Field(default=0.0, ge=0)
-    busy_slowdown: tuple[float, ...] = (1.0,)
+    busy_slowdown: Slowdown = (1.0,)
     decode_jitter: tuple[tuple[float, ...], ...] = ()
     prefill_jitter: tuple[tuple[float, ...], ...] = ()
     step_j: float = Field(default=0.0, ge=0)
@@ -105,8 +106,6 @@ class StepLaw(Frozen):
             values = np.asarray(getattr(self, name))
             if np.any(values < 0) or np.any(np.diff(values) < 0):
                 raise ValueError(f"{name} must be non-negative and must not decrease")
-        if not self.busy_slowdown or self.busy_slowdown[0] != 1 or np.any(np.diff(self.busy_slowdown) < 0):
-            raise ValueError("busy_slowdown must start at 1 and must not decrease")
         return self
 
     @model_validator(mode="after")

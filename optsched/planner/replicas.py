@@ -126,7 +126,7 @@ def make_links(scenario: Scenario, replicas: Sequence[PlanReplica], back: bool =
         joined.extend(
             PlanLink(
                 source=source.id, target=target.id, latency_s=latency_s, bytes_per_s=bytes_per_s,
-                joules_per_byte=link.joules_per_byte,
+                joules_per_byte=link.joules_per_byte, busy_slowdown=link.busy_slowdown,
             )
             for target in replicas
             if target is not source and (back or (source.role != "decode" and target.role != "prefill"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float64
 from optsched.domain.log import ExecutionLog, Steps
 from optsched.domain.plan import Plan
 from optsched.domain.results import Metrics
+from optsched.domain.slowdown import factors_at
 from optsched.report.verdicts import LATENCIES
 
 Array = np.ndarray
@@ -124,9 +124,7 @@ def _steps_s(steps: Steps, plan: Plan) -> Float64[Array, " S"]:
     for index, replica in enumerate(plan.replicas):
         mine = steps.replica == index
         law = replica.coefficients
-        slow = np.asarray(law.busy_slowdown)
-        busy = np.clip(steps.busy_replicas[mine], 1, len(slow)) - 1
-        predicted[mine] = slow[busy] * law.step_s(
+        predicted[mine] = factors_at(law.busy_slowdown, steps.busy_replicas[mine] - 1) * law.step_s(
             steps.prefill_tokens[mine] + steps.decode_sequences[mine], steps.pairs[mine], steps.kv_tokens[mine],
             steps.sequences[mine], steps.hidden_tokens[mine], steps.prefill_context_tokens[mine],
         )  # fmt: skip
@@ -134,14 +132,23 @@ def _steps_s(steps: Steps, plan: Plan) -> Float64[Array, " S"]:
 
 
 def _transfers_s(log: ExecutionLog, plan: Plan) -> Float64[Array, " X"]:
-    """Return latency and bytes over rate of each transfer's link; NaN where no link of the plan joins its ends."""
-    ids = [replica.id for replica in plan.replicas]
-    links = {(link.source, link.target): link for link in plan.links}
+    """Return what its link says of each transfer, with as many of a shared host's replicas busy as were when it began.
 
-    def each() -> Iterator[float]:
-        moves = log.transfers
-        for source, target, size in zip(moves.source.tolist(), moves.target.tolist(), moves.bytes.tolist(), strict=True):
-            link = links.get((ids[source], ids[target]))
-            yield float("nan") if link is None else link.latency_s + size / link.bytes_per_s
+    NaN where no link of the plan joins its ends.
+    """
+    index_of = {replica.id: index for index, replica in enumerate(plan.replicas)}
+    moves, predicted = log.transfers, np.full(len(log.transfers.bytes), np.nan)
+    for link in plan.links:
+        source, target = index_of[link.source], index_of[link.target]
+        mine = (moves.source == source) & (moves.target == target)
+        if mine.any():
+            took_s = link.latency_s + moves.bytes[mine] / link.bytes_per_s
+            busy = log.steps.busy_at(moves.start_s[mine], _neighbours(plan, source))
+            predicted[mine] = took_s * factors_at(link.busy_slowdown, busy)
+    return predicted
 
-    return np.fromiter(each(), float, len(log.transfers.bytes))
+
+def _neighbours(plan: Plan, replica: int) -> list[int]:
+    """Return the replicas on the same shared host, the replica among them; none if it has a machine of its own."""
+    host = plan.replicas[replica].host
+    return [index for index, other in enumerate(plan.replicas) if host is not None and other.host == host]

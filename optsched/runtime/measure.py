@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from optsched.batching.state import NO_PARAMETERS
 from optsched.domain.llm import Llm
@@ -34,15 +34,16 @@ class Measured:
     durations_s
         The whole time of each step, from the end of the one before (if there was no pause): scheduling, bookkeeping and
         reports included.
-    handover_bytes, handover_s
-        Size and duration of every cache that moved from one worker to another while both computed; empty if a single
-        worker was measured.
+    handover_bytes, handover_s, handover_busy
+        Size and duration of every cache that moved from one worker to another, and how many workers were in a step when it began
+        to; empty if a single worker was measured.
     """
 
     steps: Steps
     durations_s: Float64[Array, " S"]
     handover_bytes: Float64[Array, " X"]
     handover_s: Float64[Array, " X"]
+    handover_busy: Int64[Array, " X"]
 
 
 def measure_steps(
@@ -101,7 +102,8 @@ def measure_steps(
         if max(replicas) > 1:
             run.handovers(seconds_budget / _ROUNDS)
     steps, moves = run.steps(), run.moves()
-    return Measured(steps, steps.end_s - steps.start_s, moves[:, 0], moves[:, 1])
+    neighbours = steps.busy_at(moves[:, 1], range(max(replicas)))
+    return Measured(steps, steps.end_s - steps.start_s, moves[:, 0], moves[:, 2] - moves[:, 1], neighbours)
 
 
 def _setups(llm: Llm, count: int, seed: int, engine: EngineSpec, policy: str, device: str) -> list[Setup]:

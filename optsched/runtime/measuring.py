@@ -32,7 +32,8 @@ from optsched.runtime.prompts import prompt_tokens
 
 Array = np.ndarray
 _FEWEST_ROUNDS, _MOST_ROUNDS = 2, 8
-_IN_FLIGHT = 3  # one that decodes, one that moves, one that is computed: neither worker waits for the other
+_BESIDES = (0, 1, 3)
+"""Conversations beside one that moves: none; one that is computed; one that is decoded, too, and one to spare."""
 _DECODED_TOKENS = 16
 
 
@@ -57,7 +58,7 @@ class Measuring:
         self._conversations: list[Conversation] = []
         self._open: dict[int, tuple[int, int]] = {}  # conversation -> worker, next turn
         self._steps: list[Steps] = []
-        self._moves: list[tuple[float, float]] = []
+        self._moves: list[tuple[float, float, float]] = []
         self._left_s: dict[int, float] = {}
         self._came: dict[int, Received] = {}
         self._zero_s = fleet.begin()
@@ -66,9 +67,9 @@ class Measuring:
         """Return every step so far."""
         return merge_steps(self._steps)
 
-    def moves(self) -> Float64[Array, "X 2"]:
-        """Return bytes and seconds of every hand-over so far."""
-        return np.array(self._moves, float).reshape(-1, 2)
+    def moves(self) -> Float64[Array, "X 3"]:
+        """Return bytes, start and end (s) of every hand-over so far."""
+        return np.array(self._moves, float).reshape(-1, 3)
 
     def level(self, workers: range, seconds: float) -> None:
         """Keep these workers busy for so long, and wait until they are done."""
@@ -81,20 +82,21 @@ class Measuring:
     def handovers(self, seconds: float) -> None:
         """Have the first worker compute prompts of several sizes, and the second decode them.
 
-        So caches move as in a plan that has prefillers: while the source computes the next prompt and the target decodes what
-        came before. Between idle workers they would move several times as fast. It takes so many seconds, but moves each size
-        twice at least.
+        So caches move as in a plan that has prefillers: between idle workers, while the source computes the next prompt, and
+        while the target decodes what came before, too, when they take several times as long. It takes so many seconds, but moves
+        each size in each of these ways twice at least.
         """
         sizes = np.unique(np.maximum(1, self._longest // np.array([1 << 20, 16, 4, 2, 1]))).tolist()
         began_s, rounds = self._now(), 0
         while rounds < _FEWEST_ROUNDS or (self._now() < began_s + seconds and rounds < _MOST_ROUNDS):
             rounds += 1
-            for size in sizes:
-                self._start(0, Conversation(((size, _DECODED_TOKENS),), hidden=False), stays=False)
-                while len(self._open) > _IN_FLIGHT:
+            for besides in _BESIDES:
+                for size in sizes:
+                    self._start(0, Conversation(((size, _DECODED_TOKENS),), hidden=False), stays=False)
+                    while len(self._open) > besides:
+                        self._move()
+                while self._open:
                     self._move()
-        while self._open:
-            self._move()
 
     def _move(self) -> None:
         """Take in what the workers report, and hand over the caches of prompts that are computed."""
@@ -109,7 +111,7 @@ class Measuring:
                 raise WorkerError(f"a cache was not handed over while steps were measured: {news.reason}")
         for transfer in self._left_s.keys() & self._came.keys():  # the source's word may come last
             received = self._came.pop(transfer)
-            self._moves.append((float(received.num_bytes), received.end_s - self._left_s.pop(transfer)))
+            self._moves.append((float(received.num_bytes), self._left_s.pop(transfer), received.end_s))
 
     def _supply(self, workers: range) -> None:
         """Give those who have nothing to do the next episode."""

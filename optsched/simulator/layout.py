@@ -11,6 +11,7 @@ from optsched.batching.state import Decision, Requests
 from optsched.batching.step_time import law_rows
 from optsched.domain.gaps import NUM_BINS, largest_needed
 from optsched.domain.plan import Plan
+from optsched.domain.slowdown import factors_at
 from optsched.domain.workload import Workload
 from optsched.placement.step_time import pack
 from optsched.simulator.coast import MOST_STALE
@@ -136,6 +137,18 @@ def _links(plan: Plan) -> tuple[Float64[Array, "R R"], Float64[Array, "R R"]]:
     return s_per_byte, latency_s
 
 
+def _link_slowdowns(plan: Plan) -> Float64[Array, "R R busy"]:
+    """Return the factors on each replica's hand-overs to each while 0, 1, ... replicas of their host are busy."""
+    count, levels = len(plan.replicas), max((len(link.busy_slowdown) for link in plan.links), default=1)
+    found = np.ones((count, count, levels))
+    index_of = {replica.id: index for index, replica in enumerate(plan.replicas)}
+    host_of = {replica.id: replica.host for replica in plan.replicas}
+    for link in plan.links:
+        if host_of[link.source] is not None and host_of[link.source] == host_of[link.target]:
+            found[index_of[link.source], index_of[link.target]] = factors_at(link.busy_slowdown, np.arange(levels))
+    return found
+
+
 def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tokens: bool) -> State:
     """Lay out a simulation of a workload on a plan's replicas at time 0, with all arrivals in the heap."""
     conversations, count = workload.num_conversations, len(plan.replicas)
@@ -170,6 +183,7 @@ def initial_state(plan: Plan, workload: Workload, step_capacity: int, record_tok
         counters=np.zeros(4, np.int64),
         transfer_s_per_byte=s_per_byte,
         transfer_latency_s=latency_s,
+        transfer_slowdown=_link_slowdowns(plan),
         sending_until_s=np.zeros(count),
         receiving_until_s=np.zeros(count),
         moved_s=np.full(conversations, np.nan),

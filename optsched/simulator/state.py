@@ -259,6 +259,7 @@ class State(NamedTuple):
     counters: Int64[Array, " 4"]
     transfer_s_per_byte: Float64[Array, "R R"]
     transfer_latency_s: Float64[Array, "R R"]
+    transfer_slowdown: Float64[Array, "R R busy"]
     sending_until_s: Float64[Array, " R"]
     receiving_until_s: Float64[Array, " R"]
     moved_s: Float64[Array, " C"]

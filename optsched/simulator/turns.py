@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optsched.batching.blocks import blocks_for
-from optsched.compiled import lean
+from optsched.compiled import inlined, lean
 from optsched.simulator.coast import interrupt
 from optsched.simulator.heap import TRANSFER_END, TURN_READY, push
 from optsched.simulator.prefixes import release
@@ -43,11 +43,25 @@ def hand_over(state: State, engine: Engine, slot: int, target: int, kv_bytes: fl
     state.place[slot] = MOVING
     ready_s = max(state.clock[0], state.sending_until_s[source], state.receiving_until_s[target])
     size = kv_bytes * tokens
-    end_s = ready_s + state.transfer_latency_s[source, target] + size * state.transfer_s_per_byte[source, target]
+    took_s = state.transfer_latency_s[source, target] + size * state.transfer_s_per_byte[source, target]
+    end_s = ready_s + took_s * _slowed(state, source, target)
     state.sending_until_s[source] = state.receiving_until_s[target] = end_s
     state.moved_s[slot], state.moved_tokens[slot] = ready_s, tokens
     push(state.heap, end_s, TRANSFER_END, slot)
     return True
+
+
+@inlined
+def _slowed(state: State, source: int, target: int) -> float:
+    """Return the factor on a hand-over that begins now; either end that has work is about to be in a step, if it is not yet."""
+    replicas, factors = state.replicas, state.transfer_slowdown[source, target]
+    if len(factors) == 1 or replicas.host[source] < 0:
+        return float(factors[0])
+    busy = replicas.busy_on_host[replicas.host[source]]
+    for end in (source, target):
+        if not replicas.busy[end] and replicas.counts[end, 0] + replicas.counts[end, 1] > 0:
+            busy += 1
+    return float(factors[min(busy, len(factors) - 1)])
 
 
 @lean

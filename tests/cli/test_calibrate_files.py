@@ -70,7 +70,8 @@ def test_a_log_of_this_machine_s_workers_gives_the_link_between_them_too(folder:
     assert invoke(["calibrate", "--from", "log.parquet", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     link = catalog.link("loopback")
-    assert printed["link"] == {"latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s}
+    assert printed["link"] == link.model_dump(mode="json", include={"latency_s", "bytes_per_s", "busy_slowdown"})
+    assert max(link.busy_slowdown) == pytest.approx(1.0)
     assert printed["link_out"] == str(folder / "models" / "links" / "loopback.toml")
     assert "12 hand-overs of cache" in link.source
     took = log.transfers.end_s - log.transfers.start_s

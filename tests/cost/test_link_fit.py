@@ -40,6 +40,27 @@ def test_hand_overs_of_one_size_say_how_long_they_take() -> None:
     assert link.latency_s + 100.0 / link.bytes_per_s <= 2e-3
 
 
+@given(
+    slowdown=st.lists(st.floats(0.0, 3.0), min_size=1, max_size=3).map(lambda rises: (1.0, *(1.0 + np.cumsum(rises)))),
+    bytes_per_s=st.floats(1e6, 1e11),
+)
+def test_neighbours_slow_hand_overs_down_as_they_did(slowdown: tuple[float, ...], bytes_per_s: float) -> None:
+    busy = np.repeat(np.arange(len(slowdown)), len(SIZES))
+    sizes, factor = np.tile(SIZES, len(slowdown)), np.asarray(slowdown)[busy]
+    fit = fit_link(sizes, (1e-3 + sizes / bytes_per_s) * factor, busy)
+    assert fit.busy_slowdown == pytest.approx(slowdown, rel=1e-6)
+    moved = fit.latency_s + sizes / fit.bytes_per_s
+    assert moved * factor == pytest.approx((1e-3 + sizes / bytes_per_s) * factor, rel=1e-6)
+
+
+def test_of_neighbours_that_are_rarely_seen_nothing_is_learned() -> None:
+    busy = np.array([2] * 5 + [3] * 4 + [0] * 4)
+    sizes = np.resize(SIZES, len(busy))
+    took = (1e-3 + sizes / 1e9) * np.where(busy == 0, 0.5, np.where(busy == 3, 9.0, 1.0))
+    assert fit_link(sizes, took, busy).busy_slowdown == (1.0, 1.0, 1.0)
+    assert fit_link(sizes[:4], took[:4], busy[5:9]).busy_slowdown == (1.0,)
+
+
 def test_no_hand_over_is_refused() -> None:
     with pytest.raises(ProblemError, match="every hand-over must take some time, and there must be one"):
         fit_link(np.zeros(0), np.zeros(0))

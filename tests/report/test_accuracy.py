@@ -38,6 +38,19 @@ def test_replicas_that_share_a_host_are_predicted_with_their_slow_down() -> None
         np.testing.assert_allclose(each.observed_s, each.predicted_s, rtol=1e-9)
 
 
+def test_hand_overs_between_neighbours_are_predicted_with_their_slow_down() -> None:
+    plan = make_plan(["prefill", "decode", "decode"], host="here")
+    slow = tuple(link.replace(latency_s=0.01, busy_slowdown=(1.0, 2.0, 3.0)) for link in plan.links)
+    log = simulate(plan.replace(links=slow), WORK)
+    took = log.transfers.end_s - log.transfers.start_s
+    alone = simulate(plan.replace(links=tuple(link.replace(busy_slowdown=(1.0,)) for link in slow)), WORK).transfers
+    alone_s = (alone.end_s - alone.start_s)[np.argsort(alone.conversation)]
+    assert set(np.round(took[np.argsort(log.transfers.conversation)] / alone_s, 9)) <= {1.0, 2.0, 3.0}
+    assert took.max() > 2 * alone_s.max() - 1e-9
+    (moves,) = [each for each in operation_classes(log, plan.replace(links=slow)) if each.name == "transfers"]
+    np.testing.assert_allclose(moves.observed_s, moves.predicted_s, rtol=1e-9)
+
+
 def test_steps_are_prefill_decode_or_mixed() -> None:
     plan = make_plan(["mixed"], policy="collocated")
     log = simulate(plan, WORK)

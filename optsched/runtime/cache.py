@@ -24,7 +24,7 @@ def tokens_per_block(llm: Llm, block_tokens: int, cache: int) -> int:
 
 
 class BlockPool:
-    """The cache memory of one replica.
+    """The cache memory of one replica, or of one of the ranks that share it.
 
     Parameters
     ----------
@@ -34,6 +34,9 @@ class BlockPool:
         Size of the pool, and tokens of KV per block.
     dtype, device
         Of the stored numbers.
+    ranks
+        How many share the caches: each has its KV heads, and its slice of every attention input (``d / ranks`` numbers).
+        A block holds as many tokens at each of them as it would at one, of either kind.
 
     Raises
     ------
@@ -41,19 +44,28 @@ class BlockPool:
         If the memory cannot be had.
     """
 
-    def __init__(self, llm: Llm, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self, llm: Llm, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device | str, ranks: int = 1
+    ) -> None:
         self.llm, self.num_blocks, self.block_tokens = llm, num_blocks, block_tokens
         self.hidden_tokens = tokens_per_block(llm, block_tokens, HIDDEN)
-        shape = (llm.num_layers, num_blocks + 1, block_tokens * llm.kv_width)
+        self.hidden_width, uneven = divmod(llm.hidden_size, ranks)
+        self._kv_heads = llm.num_kv_heads // ranks
+        shape = (llm.num_layers, num_blocks + 1, block_tokens * llm.kv_width // ranks)
         try:
             self.storage = _zeros(shape, dtype, device)
         except (RuntimeError, MemoryError) as error:
             size = float(np.prod(shape)) * torch.empty(0, dtype=dtype).element_size()
             raise SpecError(f"a cache pool of {num_blocks:,} blocks takes {size / 1e9:.3g} GB, which {device} cannot give; "
                             "plan fewer kv_blocks") from error  # fmt: skip
-        self._kv = self.storage.view(*shape[:2], block_tokens, 2, llm.num_kv_heads, llm.head_dim)
-        room = self.hidden_tokens * llm.hidden_size
-        self._hidden = self.storage[:, :, :room].view(*shape[:2], self.hidden_tokens, llm.hidden_size) if room else None
+        self._kv = self.storage.view(*shape[:2], block_tokens, 2, self._kv_heads, llm.head_dim)
+        room = 0 if uneven else self.hidden_tokens * self.hidden_width
+        self._hidden = self.storage[:, :, :room].view(*shape[:2], self.hidden_tokens, self.hidden_width) if room else None
+
+    @property
+    def hidden_ratio(self) -> float:
+        """Size of hidden cache over that of KV cache; 0 where none is kept: it would be no smaller, or has no room here."""
+        return self.llm.hidden_ratio if self._hidden is not None and self.llm.hidden_ratio < 1 else 0.0
 
     @property
     def scratch_block(self) -> int:
@@ -71,8 +83,7 @@ class BlockPool:
 
     def read_kv(self, layer: int, blocks: Tensor, sequences: int) -> Tensor:
         """Return keys and values (sequences, tokens, 2, h_kv, d_h) of whole blocks, equally many for each sequence."""
-        llm = self.llm
-        return self.storage[layer].index_select(0, blocks).view(sequences, -1, 2, llm.num_kv_heads, llm.head_dim)
+        return self.storage[layer].index_select(0, blocks).view(sequences, -1, 2, self._kv_heads, self.llm.head_dim)
 
     def write_hidden(self, layer: int, block: Tensor, offset: Tensor, x: Tensor) -> None:
         """Store attention inputs (T, d) at offsets (T,) of blocks (T,)."""
@@ -82,13 +93,25 @@ class BlockPool:
         """Return the attention inputs (T, d) at offsets (T,) of blocks (T,)."""
         return self._hidden_view(layer)[block, offset]
 
-    def export_blocks(self, blocks: Int64[Array, " b"]) -> Tensor:
-        """Return a copy (layers, b, block) of whole blocks of either kind, in main memory."""
-        return self.storage[:, torch.from_numpy(blocks).to(self.storage.device)].cpu()
+    def copy_blocks(self, blocks: Int64[Array, " b"]) -> Tensor:
+        """Return a copy (layers, b, block) of what is stored here of some blocks, on the pool's device."""
+        return self.storage[:, torch.from_numpy(blocks).to(self.storage.device)]
 
-    def import_blocks(self, blocks: Int64[Array, " b"], content: Tensor) -> None:
-        """Store what `export_blocks` returned elsewhere."""
+    def store_blocks(self, blocks: Int64[Array, " b"], content: Tensor) -> None:
+        """Store what `copy_blocks` returned."""
         self.storage[:, torch.from_numpy(blocks).to(self.storage.device)] = content.to(self.storage.device)
+
+    def export_blocks(self, blocks: Int64[Array, " b"], cache: int) -> Tensor:
+        """Return a copy (layers, b, block) of whole blocks in main memory; `cache` is `KV` or `HIDDEN`.
+
+        However many ranks share the pool, a block of KV is tokens x 2 x heads x d_h, one of hidden cache tokens x d and
+        then unused.
+        """
+        return self.copy_blocks(blocks).cpu()
+
+    def import_blocks(self, blocks: Int64[Array, " b"], content: Tensor, cache: int) -> None:
+        """Store what `export_blocks` returned elsewhere."""
+        self.store_blocks(blocks, content)
 
     def _hidden_view(self, layer: int) -> Tensor:
         if self._hidden is None:

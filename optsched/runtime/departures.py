@@ -30,9 +30,10 @@ class Departures:
         """Copy a conversation's blocks and offer them."""
         replica, conversation = self._replica, message.conversation
         with self._lock:  # nobody drops it, and so reuses its blocks, half-way through the copy
-            blocks = replica.blocks_of(conversation)[replica.first_moving(replica.cache_of(conversation), message.kept) :]
+            cache = replica.cache_of(conversation)
+            blocks = replica.blocks_of(conversation)[replica.first_moving(cache, message.kept) :]
             self._leaving[message.transfer] = message
-            self._exchange.offer(message.transfer, self._pool.export_blocks(blocks))
+            self._exchange.offer(message.transfer, self._pool.export_blocks(blocks, cache))
 
     def left(self) -> list[tuple[Send, float]]:
         """Return what has left since this was last asked, and when it began to; forget those that keep no copy here."""

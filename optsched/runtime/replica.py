@@ -47,9 +47,6 @@ class Replica:
         self.waiting: list[int] = []
         self.idle: list[int] = []
         self._decide = compiled_policy(limits.policy)
-        hidden = model.llm.hidden_ratio
-        # Ranks would each keep all of a hidden cache, which is no saving: they hold KV cache alone.
-        self._hidden_ratio = float(hidden) if hidden < 1 and model.group is None else 0.0
         self._per_block = np.array([pool.block_tokens, max(pool.hidden_tokens, 1), pool.block_tokens])  # by kind of cache
 
     # --- what arrives and leaves
@@ -196,7 +193,7 @@ class Replica:
         limits = self.limits
         return Engine(
             now_s, self.slots.tables.num_free, self.pool.num_blocks, limits.block_tokens, limits.watermark_blocks,
-            limits.max_batched_tokens, limits.max_sequences, self._hidden_ratio, limits.rho_s_per_block,
+            limits.max_batched_tokens, limits.max_sequences, self.pool.hidden_ratio, limits.rho_s_per_block,
             limits.ttft_slo_s, limits.tbt_slo_s, limits.parameters, limits.law,
         )  # fmt: skip
 

@@ -37,7 +37,7 @@ def worker_setups(
     llms = {llm.name: llm for llm in plan.llms}
     for replica in plan.replicas:
         _refuse_what_cannot_run(replica, llms[replica.llm], workload, device, backend)
-        _refuse_hidden_cache_of_ranks(replica, llms[replica.llm], plan.batching.policy)
+        _refuse_hidden_cache_that_ranks_cannot_share(replica, llms[replica.llm], plan.batching.policy)
     refuse_what_cannot_fit(plan, workload)
     parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
     return [
@@ -89,12 +89,11 @@ def refuse_what_memory_cannot_hold(plan: Plan) -> None:
         )
 
 
-def _refuse_hidden_cache_of_ranks(replica: PlanReplica, llm: PlanLlm, policy: str) -> None:
-    """Refuse a plan that counts on hidden cache where ranks hold KV cache alone: its prediction would be of something else."""
-    if replica.tp > 1 and policy in HYBRID and llm.shape.hidden_ratio < 1:
+def _refuse_hidden_cache_that_ranks_cannot_share(replica: PlanReplica, llm: PlanLlm, policy: str) -> None:
+    if policy in HYBRID and llm.shape.hidden_ratio < 1 and llm.shape.hidden_size % replica.tp:
         raise SpecError(
-            f"replica {replica.id!r} has tp {replica.tp}, and {policy!r} keeps hidden cache of {llm.name}; ranks keep KV cache "
-            "alone. Plan with tp 1, or another batching policy: density is the same without hidden cache.",
+            f"replica {replica.id!r} has tp {replica.tp}, and {policy!r} keeps hidden cache of {llm.name}; {replica.tp} ranks "
+            f"cannot share its hidden size of {llm.shape.hidden_size} evenly. Plan with another tp, or another batching policy.",
             field="batching.policy",
         )
 

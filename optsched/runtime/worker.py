@@ -38,7 +38,8 @@ from optsched.runtime.messages import (
 )
 from optsched.runtime.model.loading import weights_of
 from optsched.runtime.model.transformer import Transformer
-from optsched.runtime.ranks import Ranks, ShardedPool, sharded_model
+from optsched.runtime.rank_pool import FirstPool
+from optsched.runtime.ranks import Ranks, sharded_model
 from optsched.runtime.recorder import Clock, Recorder
 from optsched.runtime.replica import Replica
 
@@ -128,7 +129,7 @@ class Worker:
         if setup.tp > 1:
             self._ranks = Ranks(setup)
             model = sharded_model(setup, 0, self._ranks)
-            return model, ShardedPool(model.llm, blocks, block_tokens, model.dtype, self._ranks)
+            return model, FirstPool(setup.llm, blocks, block_tokens, model.dtype, model.device, self._ranks)
         dtype = torch.float64 if setup.double else None
         model = Transformer(setup.llm, weights_of(setup.llm, setup.weights, setup.seed, dtype, setup.device))
         return model, BlockPool(setup.llm, blocks, block_tokens, model.dtype, setup.device)
@@ -256,7 +257,7 @@ class Worker:
             news.append(Unreceived(came.transfer, conversation, handover.source, came.reason))
             return
         first = replica.first_moving(handover.cache, handover.kept)
-        self._pool.import_blocks(replica.blocks_of(conversation)[first:], came.content)
+        self._pool.import_blocks(replica.blocks_of(conversation)[first:], came.content, handover.cache)
         replica.land(conversation)
         size = came.content.numel() * came.content.element_size()
         self._exchange.recycle(came.content)
@@ -277,7 +278,7 @@ def warm_up(replica: Replica, setup: Setup) -> None:
     budget = setup.limits.max_batched_tokens
     room = (setup.kv_blocks // 4) * setup.limits.block_tokens
     long = max(1, min(budget + budget // 2, setup.llm.max_positions - 8, room - 8))
-    kinds = (False, True) if setup.llm.hidden_ratio < 1 and setup.tp == 1 else (False,)
+    kinds = (False, True) if replica.pool.hidden_ratio else (False,)
     steps_left = 200 + 6 * long
     for hidden in kinds:
         for conversation, length in enumerate((long, max(1, long // 8), 1)):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from factories import TINY, make_plan, make_workload
-from small_llms import OPT
 
 from optsched import catalog
 from optsched.batching.policies import HYBRID
@@ -135,11 +134,14 @@ def test_an_interrupt_and_the_time_limit_leave_no_process() -> None:
 
 
 @pytest.mark.parametrize("policy", sorted(HYBRID))
-def test_ranks_are_not_asked_for_the_hidden_cache_that_a_plan_counts_on(policy: str) -> None:
+def test_ranks_are_not_asked_for_a_hidden_cache_that_they_cannot_share_evenly(policy: str) -> None:
     workload = make_workload([[(100, 100)]], [0.0])
     plan = make_plan(["mixed"], policy="collocated", batching=policy)
-    ranks = plan.replace(replicas=(plan.replicas[0].replace(tp=2),), llms=(PlanLlm(name="tiny", shape=OPT),))
-    with pytest.raises(SpecError, match=f"'r0' has tp 2, and '{policy}' keeps hidden cache of tiny; ranks keep KV cache alone"):
+    odd = PlanLlm(name="tiny", shape=TINY.replace(hidden_size=63))
+    ranks = plan.replace(replicas=(plan.replicas[0].replace(tp=2),), llms=(odd,))
+    with pytest.raises(
+        SpecError, match=f"'r0' has tp 2, and '{policy}' keeps hidden cache of tiny; 2 ranks cannot share its hidden size of 63"
+    ):
         execute(ranks, workload)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from factories import TINY
 
-from optsched.batching.state import NO_PARAMETERS
+from optsched.batching.state import KV, NO_PARAMETERS
 from optsched.runtime.cache import BlockPool
 from optsched.runtime.departures import Departures
 from optsched.runtime.handover import Exchange
@@ -106,7 +106,7 @@ def test_a_cache_is_fetched_from_a_worker_that_takes_no_message() -> None:
     replica.step(0.0, lambda: 1)
     assert any(isinstance(news, Prefilled) for news in recorder.report().news)
     blocks = replica.blocks_of(0)
-    held = pool.export_blocks(blocks)
+    held = pool.export_blocks(blocks, KV)
 
     source, target = Exchange(SETUP, clock), Exchange(SETUP, clock)
     departures = Departures(replica, pool, source)

@@ -176,7 +176,7 @@ def test_a_conversation_goes_on_elsewhere_after_its_cache_is_handed_over(cache: 
     assert isinstance(told, Prefilled)
     assert (told.context, told.cache, told.over) == (35, cache, False)
     assert there.expect(handed_over(start, told))
-    there.pool.import_blocks(there.blocks_of(0), here.pool.export_blocks(here.blocks_of(0)))
+    there.pool.import_blocks(there.blocks_of(0), here.pool.export_blocks(here.blocks_of(0), cache), cache)
     here.forget(0)
     assert here.slots.tables.num_free == 30
     there.land(0)

@@ -151,9 +151,9 @@ def test_exported_blocks_continue_elsewhere_as_if_nothing_had_happened() -> None
         here, there = (Engine(model, [KV, cache], [[1, 2, 3], prompt]) for _ in range(2))
         step(model, there.pool, there.batch([(there.sequences[0], 3)]))
         following = step(model, here.pool, here.batch([(here.sequences[1], len(prompt))]))
-        content = here.pool.export_blocks(here.tables.blocks(1))
+        content = here.pool.export_blocks(here.tables.blocks(1), cache)
         there.tables.grow(np.array([1]), here.tables.held[[1]])
-        there.pool.import_blocks(there.tables.blocks(1), content)
+        there.pool.import_blocks(there.tables.blocks(1), content, cache)
         moved = there.sequences[1]
         moved.cached, moved.known = len(prompt), [*prompt, int(following[0])]
         assert step(model, there.pool, there.batch([(moved, 1)]))[0] == int(

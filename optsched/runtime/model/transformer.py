@@ -35,6 +35,10 @@ class Group(Protocol):
         """Return the sum of what all ranks have."""
         ...
 
+    def gather(self, part: Tensor) -> Tensor:
+        """Return what all ranks have (T, w), side by side in their order."""
+        ...
+
 
 class Transformer:
     """An llm with its weights, or a rank's part of one.

@@ -51,7 +51,7 @@ def measure_steps(
     *,
     replicas: Sequence[int] = (1, 2, 3),
     seed: int = 0,
-    seconds_budget: float = 12.0,
+    seconds_budget: float = 10.0,
     engine: EngineSpec | None = None,
     policy: str = "vllm-chunked",
     device: str = "cpu",
@@ -68,8 +68,8 @@ def measure_steps(
     seed
         Seed of weights, lengths and prompts; no run that is judged later should use it.
     seconds_budget
-        How long to measure steps, all numbers of workers together; starting the workers comes on top, and a quarter for
-        hand-overs, or what some of each size take.
+        How long to measure steps, all numbers of workers together, the last one's to their end; starting the workers comes on
+        top, and a quarter for hand-overs, or what some of each size take.
     engine
         Block size and limits of a step.
     policy
@@ -96,7 +96,7 @@ def measure_steps(
         # Interleaved, so that a drift of the machine's speed does not look like a slow-down by neighbours.
         levels = sorted(replicas) * _ROUNDS
         for done, busy in enumerate(levels, start=1):
-            run.level(range(busy), seconds_budget / len(levels))
+            run.level(range(busy), seconds_budget * done / len(levels))
             if progress is not None:
                 progress(seconds_budget * done / len(levels), seconds_budget)
         if max(replicas) > 1:

@@ -71,9 +71,9 @@ class Measuring:
         """Return bytes, start and end (s) of every hand-over so far."""
         return np.array(self._moves, float).reshape(-1, 3)
 
-    def level(self, workers: range, seconds: float) -> None:
-        """Keep these workers busy for so long, and wait until they are done."""
-        end_s = self._now() + seconds
+    def level(self, workers: range, end_s: float) -> None:
+        """Keep these workers busy until a time (s from the beginning), and wait until they are done: one episode at least."""
+        self._supply(workers)
         while self._now() < end_s or self._open:
             if self._now() < end_s:
                 self._supply(workers)

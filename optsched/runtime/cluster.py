@@ -142,7 +142,7 @@ def run_plan(
     """
     setups = [
         replace(setup, double=double, limits=replace(setup.limits, stops=stops))
-        for setup in worker_setups(plan, workload, seed, device, patience_s, backend)
+        for setup in worker_setups(plan, workload, seed, device, patience_s)
     ]
     launcher: Launcher = LocalProcesses()
     if backend == "ray":

@@ -31,12 +31,15 @@ _TIDY_LIMIT_S = 10.0
 class RayActors:
     """Start each worker as an actor on a node that offers its tier; the cluster is that of `connect`.
 
+    The actor of a replica of several ranks is the first of them; it starts the others as processes of its node, and they end
+    with it.
+
     Parameters
     ----------
     plan
         Whose replicas are started.
     device
-        ``cpu`` (one core per replica) or ``cuda`` (one GPU).
+        ``cpu`` (one core per rank) or ``cuda`` (one GPU, too).
     """
 
     def __init__(self, plan: Plan, device: str) -> None:
@@ -96,9 +99,9 @@ class RayActors:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-        tier = {name: amount for name, amount in self._bundles[index].items() if name not in ("CPU", "GPU")}
-        gpus = self._bundles[index].get("GPU", 0.0)
-        return ray.remote(Serving).options(num_cpus=1, num_gpus=gpus, resources=tier, scheduling_strategy=strategy).remote()
+        tier = dict(self._bundles[index])
+        cores, gpus = tier.pop("CPU"), tier.pop("GPU", 0.0)
+        return ray.remote(Serving).options(num_cpus=cores, num_gpus=gpus, resources=tier, scheduling_strategy=strategy).remote()
 
     def _meet(self, listener: socket.socket, secret: bytes, ends: Sequence[ObjectRef[None]]) -> dict[int, tuple[int, Connection]]:
         """Wait until every worker has called, and compare clocks with it; return process number and line of each."""

@@ -44,9 +44,9 @@ def tier_resource(replica: PlanReplica) -> str:
 
 
 def bundles(plan: Plan, device: str) -> list[dict[str, float]]:
-    """Return what each replica takes: a GPU of its tier, a core, and on ``cuda`` a GPU that Ray knows as such."""
-    more = {"CPU": 1.0, "GPU": 1.0} if device == "cuda" else {"CPU": 1.0}
-    return [{tier_resource(replica): 1.0, **more} for replica in plan.replicas]
+    """Return what each replica takes of a node: per rank a GPU of its tier, a core, and on ``cuda`` a GPU that Ray knows."""
+    kinds = ("CPU", "GPU") if device == "cuda" else ("CPU",)
+    return [dict.fromkeys((tier_resource(replica), *kinds), float(replica.tp)) for replica in plan.replicas]
 
 
 def connect(wanted: Sequence[dict[str, float]]) -> None:
@@ -112,10 +112,29 @@ def reserve(wanted: Sequence[dict[str, float]]) -> PlacementGroup:
                 f"The plan needs {count:g} {name}; the Ray cluster offers {have.get(name, 0.0):g}. Start its nodes with "
                 f"{_offer(name, count)} in all, or plan for what they offer."
             )
+    refuse_what_no_node_offers(wanted, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     group = ray.util.placement_group(list(wanted), strategy="PACK")
     if not group.wait(PLACE_LIMIT_S):
         raise WorkerError(f"the Ray cluster had no room for all replicas within {PLACE_LIMIT_S:g} s; is it in use?")
     return group
+
+
+def refuse_what_no_node_offers(wanted: Sequence[dict[str, float]], nodes: Sequence[dict[str, float]]) -> None:
+    """Refuse a bundle that no node has room for: the ranks of a replica share a node, and Ray would wait for one without end.
+
+    Raises
+    ------
+    InfeasibleError
+        If a replica takes more of anything than any one node offers.
+    """
+    for bundle in wanted:
+        for name, count in bundle.items():
+            most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+            if most < count:
+                raise InfeasibleError(
+                    f"A replica needs {count:g} {name} on one node; no node of the Ray cluster offers more than {most:g}. "
+                    f"Start a node with {_offer(name, count)}, or plan replicas with a smaller tp."
+                )
 
 
 def nodes_of(group: PlacementGroup) -> set[str]:

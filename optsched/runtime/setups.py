@@ -16,9 +16,7 @@ from optsched.runtime.model.shard import shard_llm
 from optsched.runtime.model.weights import refuse_what_cannot_run
 
 
-def worker_setups(
-    plan: Plan, workload: Workload, seed: int, device: str, patience_s: float = 60.0, backend: str = "local"
-) -> list[Setup]:
+def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patience_s: float = 60.0) -> list[Setup]:
     """Return what each worker of a plan builds.
 
     Raises
@@ -36,7 +34,7 @@ def worker_setups(
         raise SpecError("true: the workers do not share prompts' cache; leave it out", field="engine.prefix_caching")
     llms = {llm.name: llm for llm in plan.llms}
     for replica in plan.replicas:
-        _refuse_what_cannot_run(replica, llms[replica.llm], workload, device, backend)
+        _refuse_what_cannot_run(replica, llms[replica.llm], workload, device)
         _refuse_hidden_cache_that_ranks_cannot_share(replica, llms[replica.llm], plan.batching.policy)
     refuse_what_cannot_fit(plan, workload)
     parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
@@ -98,7 +96,7 @@ def _refuse_hidden_cache_that_ranks_cannot_share(replica: PlanReplica, llm: Plan
         )
 
 
-def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload, device: str, backend: str) -> None:
+def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload, device: str) -> None:
     refuse_what_cannot_run(llm.shape)
     if replica.dtype is not None:
         raise SpecError(
@@ -110,9 +108,9 @@ def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Worklo
             f"replica {replica.id!r} has pp {replica.pp}; the runtime runs no pipelines. "
             "Simulate the plan, or plan replicas with pp 1."
         )
-    if replica.tp > 1 and (device, backend) != ("cpu", "local"):
+    if replica.tp > 1 and device != "cpu":
         raise SpecError(
-            f"replica {replica.id!r} has tp {replica.tp}; ranks share a replica on local cpu workers only. "
+            f"replica {replica.id!r} has tp {replica.tp}; ranks share a replica on cpu workers only. "
             "Simulate the plan, or plan replicas with tp 1."
         )
     shard_llm(llm.shape, replica.tp)

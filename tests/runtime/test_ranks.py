@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ import torch
 from factories import TINY, make_plan, make_workload
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rank_processes import ended, ranks_of
 from saboteur import Fault, Saboteur
 from small_llms import ALL
 from strategies import workloads
@@ -182,19 +182,6 @@ def test_two_ranks_hold_as_hidden_cache_what_their_pool_could_not_hold_as_kv(fle
     assert controller.received[0].num_bytes == 10 * BLOCK_BYTES
 
 
-def ranks_of(worker: int) -> list[int]:
-    """Return the processes that a worker started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == worker:
-            found.append(int(status.parent.name))
-    return found
-
-
 @pytest.mark.parametrize("victim", ["first rank", "second rank"])
 def test_a_replica_that_loses_a_rank_is_lost_whole_and_its_conversations_go_on(victim: str) -> None:
     plan = unequal(["mixed", "mixed"], [2, 1]).replace(placement=make_plan(["mixed"], policy="collocated").placement)
@@ -208,10 +195,7 @@ def test_a_replica_that_loses_a_rank_is_lost_whole_and_its_conversations_go_on(v
         log, tokens = run_on(fleet, plan, workload)
     assert tokens.tolist() == undisturbed_tokens(workload).tolist()
     assert [event.replica for event in log.events if event.kind == "worker_died"] == [0]
-    deadline_s = time.monotonic() + 10.0
-    while Path(f"/proc/{second}").exists():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    assert ended([second], 10.0)
 
 
 @pytest.mark.parametrize("llm", [llm for llm in ALL if llm.num_kv_heads % 2 == 0], ids=lambda llm: f"{llm.name}-{llm.head_dim}")

@@ -18,19 +18,31 @@ from factories import make_plan, make_workload
 from two_nodes import WORKLOAD
 from undisturbed import undisturbed_tokens
 
-from optsched.errors import MissingExtraError, WorkerError
+from optsched.errors import InfeasibleError, MissingExtraError, WorkerError
 from optsched.runtime import execute
-from optsched.runtime.ray_cluster import ADDRESS_VARIABLE, bundles, connect, tier_resource
+from optsched.runtime.ray_cluster import ADDRESS_VARIABLE, bundles, connect, refuse_what_no_node_offers, tier_resource
 from optsched.runtime.ray_serving import _HELLO, clock_ahead_s, take_call
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra 'ray')")
 
 
-def test_a_replica_takes_a_gpu_of_its_tier_and_a_core() -> None:
+def test_a_replica_takes_a_gpu_of_its_tier_and_a_core_for_each_rank() -> None:
     plan = make_plan(["prefill", "decode"])
     assert tier_resource(plan.replicas[0]) == "a40@300W"
     assert bundles(plan, "cpu") == [{"CPU": 1.0, "a40@300W": 1.0}] * 2
     assert bundles(plan, "cuda")[1] == {"CPU": 1.0, "GPU": 1.0, "a40@300W": 1.0}
+    pair = plan.replace(replicas=(plan.replicas[0].replace(tp=2),))
+    assert bundles(pair, "cuda") == [{"CPU": 2.0, "GPU": 2.0, "a40@300W": 2.0}]
+
+
+def test_ranks_that_no_single_node_has_room_for_are_refused_at_once() -> None:
+    wanted, nodes = [{"CPU": 1.0, "a40@300W": 1.0}, {"CPU": 2.0, "a40@300W": 2.0}], [{"CPU": 4.0, "a40@300W": 1.0}] * 3
+    refuse_what_no_node_offers(wanted[:1], nodes)
+    refuse_what_no_node_offers(wanted, [*nodes, {"CPU": 2.0, "a40@300W": 2.0}])
+    with pytest.raises(
+        InfeasibleError, match=r"needs 2 a40@300W on one node; no node .* offers more than 1\. Start a node with --res"
+    ):
+        refuse_what_no_node_offers(wanted, nodes)
 
 
 def test_without_ray_its_backend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +91,7 @@ def test_only_workers_of_this_fleet_are_listened_to() -> None:
 
 
 @needs_ray
-def test_a_plan_runs_on_two_nodes_that_offer_a_tier_each_and_yields_the_bare_llms_tokens() -> None:
+def test_a_plan_runs_on_two_nodes_one_with_a_replica_of_two_ranks_and_yields_the_bare_llms_tokens() -> None:
     script = Path(__file__).with_name("two_nodes.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
@@ -89,7 +101,9 @@ def test_a_plan_runs_on_two_nodes_that_offer_a_tier_each_and_yields_the_bare_llm
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["violations"] == []
     assert found["tokens"] == undisturbed_tokens(WORKLOAD).tolist()
-    assert found["nodes"] == [1.0, 1.0]
+    assert found["nodes"] == [1.0, 2.0]
+    assert found["followers"] == [0, 1]
+    assert not found["left"]
     assert found["transfers"] == [[0] * 3, [1] * 3]  # one conversation ends with its first token
-    assert found["refused"].startswith("The plan needs 3 a40@300W; the Ray cluster offers 2. Start its nodes with")
+    assert found["refused"].startswith("The plan needs 4 a40@300W; the Ray cluster offers 3. Start its nodes with")
     assert not found["connected"]

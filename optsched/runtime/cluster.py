@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+import torch
+
 from optsched.domain.log import Event, ExecutionLog
 from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
@@ -16,6 +18,7 @@ from optsched.placement.dispatcher import Dispatcher
 from optsched.placement.policies import make_policy
 from optsched.runtime.courses import ARRIVAL, Courses
 from optsched.runtime.fleet import Fleet
+from optsched.runtime.gpus import on_gpus
 from optsched.runtime.messages import Died, Failed, FromWorker, Report
 from optsched.runtime.observation import Observation
 from optsched.runtime.processes import Launcher, LocalProcesses
@@ -82,7 +85,7 @@ def execute(
     seed
         Seed of the prompts, and of the weights where the plan names none.
     device
-        ``cpu`` (one thread per replica) or ``cuda``.
+        ``cpu`` (one thread per rank) or ``cuda`` (the machine's GPUs in turn; see `optsched.runtime.gpus.deal_gpus`).
     backend
         ``local``: processes of this machine. ``ray``: actors of a Ray cluster (`optsched.runtime.ray_cluster.connect`).
     time_limit_s
@@ -102,7 +105,7 @@ def execute(
     PlanError
         If the plan contradicts itself.
     SpecError
-        If the runtime cannot do what the plan says.
+        If the runtime cannot do what the plan says, or a replica has more ranks than this machine has GPUs.
     InfeasibleError
         If a conversation fits no replica, this machine's memory not all of them, or the Ray cluster lacks a tier.
     MissingExtraError
@@ -152,6 +155,8 @@ def run_plan(
         launcher = RayActors(plan, device)
     elif device == "cpu":
         refuse_what_memory_cannot_hold(plan)
+    else:
+        setups = on_gpus(setups, torch.cuda.device_count())
     with Fleet(setups, launcher) as fleet:
         run = _Run(plan, workload, fleet, seed, device, patience_s, prompts)
         return run.to_the_end(time_limit_s, progress), run.observed

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 
 from optsched.batching.state import NO_PARAMETERS
@@ -14,6 +15,7 @@ from optsched.domain.log import Steps
 from optsched.domain.scenario import EngineSpec
 from optsched.errors import SpecError
 from optsched.runtime.fleet import Fleet
+from optsched.runtime.gpus import on_gpus
 from optsched.runtime.measuring import Measuring
 from optsched.runtime.messages import Limits, Setup
 from optsched.runtime.model.weights import refuse_what_cannot_run
@@ -91,6 +93,8 @@ def measure_steps(
         raise SpecError("measuring needs at least one worker and some seconds; raise them")
     engine = engine or EngineSpec(max_batched_tokens=min(512, llm.max_positions))
     setups = _setups(llm, max(replicas), seed, engine, policy, device)
+    if device != "cpu":
+        setups = on_gpus(setups, torch.cuda.device_count())
     with Fleet(setups) as fleet:
         run = Measuring(fleet, llm, engine, setups[0].kv_blocks, seed)
         # Interleaved, so that a drift of the machine's speed does not look like a slow-down by neighbours.

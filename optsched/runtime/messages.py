@@ -60,6 +60,8 @@ class Setup:
         Ranks that share the replica.
     double
         Compute in float64 whatever the llm's data type, so that no two ways of computing a token can differ.
+    gpus
+        On ``cuda``: the GPU of each rank, among those that its process sees.
     """
 
     index: int
@@ -76,6 +78,7 @@ class Setup:
     keep_journal: bool = False
     tp: int = 1
     double: bool = False
+    gpus: tuple[int, ...] = ()
 
 
 # --- to a worker

@@ -1,6 +1,7 @@
 """Tensor parallelism inside a replica: the first rank is the worker; the others compute what it tells them to.
 
-Every rank holds its heads' part of weights and KV cache, and partial results are summed by gloo's all-reduce twice per layer. The
+Every rank holds its heads' part of weights and KV cache, and partial results are summed twice per layer, by gloo or, on
+GPUs, NCCL. The
 first rank alone schedules, samples and talks with the controller; it hands each batch to the others over a line of its own,
 whose end they take as their own end.
 """
@@ -21,10 +22,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from optsched.runtime.attention import Batch
+from optsched.runtime.gpus import take_device
 from optsched.runtime.messages import Setup
 from optsched.runtime.model.loading import weights_of
 from optsched.runtime.model.shard import shard_llm, shard_weights
 from optsched.runtime.model.transformer import Transformer
+from optsched.runtime.model.weights import moved_weights
 from optsched.runtime.rank_pool import Export, Import, RankPool
 from optsched.runtime.step import residual_stream
 
@@ -90,16 +93,18 @@ class Ranks(Member):
 
 
 def sharded_model(setup: Setup, rank: int, group: Member) -> Transformer:
-    """Return one rank's part of a replica's model."""
-    dtype = torch.float64 if setup.double else None
-    weights = weights_of(setup.llm, setup.weights, setup.seed, dtype, setup.device)
-    return Transformer(shard_llm(setup.llm, setup.tp), shard_weights(setup.llm, weights, rank, setup.tp), group)
+    """Return one rank's part of a replica's model, on its device."""
+    dtype, device = torch.float64 if setup.double else None, take_device(setup, rank)
+    whole = weights_of(setup.llm, setup.weights, setup.seed, dtype, "cpu")  # which no single GPU may have room for
+    part = shard_weights(setup.llm, whole, rank, setup.tp)
+    return Transformer(shard_llm(setup.llm, setup.tp), moved_weights(part, device), group)
 
 
 def _meet(meeting: str, rank: int, setup: Setup) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
+    backend = "nccl" if take_device(setup, rank).type == "cuda" else "gloo"
     patience = timedelta(seconds=setup.patience_s)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=setup.tp, timeout=patience)
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=setup.tp, timeout=patience)
 
 
 def follow(line: Connection) -> None:

@@ -38,7 +38,8 @@ class Serving:
             line.send(time.monotonic())
         setup: Setup = line.recv()  # not as Ray hands arguments over: their arrays cannot be written to
         busy = _SharedFlags.open(flags, setup.num_workers)
-        worker.serve(replace(setup, host=ray.util.get_node_ip_address()), line, busy)
+        gpus = tuple(range(setup.tp))  # Ray shows an actor just those that it reserved for it
+        worker.serve(replace(setup, host=ray.util.get_node_ip_address(), gpus=gpus), line, busy)
 
 
 def take_call(caller: socket.socket, secret: bytes) -> tuple[int, int, Connection] | None:

@@ -34,7 +34,7 @@ def worker_setups(plan: Plan, workload: Workload, seed: int, device: str, patien
         raise SpecError("true: the workers do not share prompts' cache; leave it out", field="engine.prefix_caching")
     llms = {llm.name: llm for llm in plan.llms}
     for replica in plan.replicas:
-        _refuse_what_cannot_run(replica, llms[replica.llm], workload, device)
+        _refuse_what_cannot_run(replica, llms[replica.llm], workload)
         _refuse_hidden_cache_that_ranks_cannot_share(replica, llms[replica.llm], plan.batching.policy)
     refuse_what_cannot_fit(plan, workload)
     parameters = policy_parameters(plan.batching.policy, plan.batching.parameters)
@@ -96,7 +96,7 @@ def _refuse_hidden_cache_that_ranks_cannot_share(replica: PlanReplica, llm: Plan
         )
 
 
-def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload, device: str) -> None:
+def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Workload) -> None:
     refuse_what_cannot_run(llm.shape)
     if replica.dtype is not None:
         raise SpecError(
@@ -107,11 +107,6 @@ def _refuse_what_cannot_run(replica: PlanReplica, llm: PlanLlm, workload: Worklo
         raise SpecError(
             f"replica {replica.id!r} has pp {replica.pp}; the runtime runs no pipelines. "
             "Simulate the plan, or plan replicas with pp 1."
-        )
-    if replica.tp > 1 and device != "cpu":
-        raise SpecError(
-            f"replica {replica.id!r} has tp {replica.tp}; ranks share a replica on cpu workers only. "
-            "Simulate the plan, or plan replicas with tp 1."
         )
     shard_llm(llm.shape, replica.tp)
     longest = int(workload.peak_tokens.max(initial=0))

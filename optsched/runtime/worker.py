@@ -13,6 +13,7 @@ import torch
 from optsched.errors import OptschedError, WorkerError
 from optsched.runtime.cache import BlockPool
 from optsched.runtime.departures import Departures
+from optsched.runtime.gpus import take_device
 from optsched.runtime.handover import Came, Exchange
 from optsched.runtime.mailbox import Mailbox
 from optsched.runtime.messages import (
@@ -130,9 +131,9 @@ class Worker:
             self._ranks = Ranks(setup)
             model = sharded_model(setup, 0, self._ranks)
             return model, FirstPool(setup.llm, blocks, block_tokens, model.dtype, model.device, self._ranks)
-        dtype = torch.float64 if setup.double else None
-        model = Transformer(setup.llm, weights_of(setup.llm, setup.weights, setup.seed, dtype, setup.device))
-        return model, BlockPool(setup.llm, blocks, block_tokens, model.dtype, setup.device)
+        dtype, device = torch.float64 if setup.double else None, take_device(setup, 0)
+        model = Transformer(setup.llm, weights_of(setup.llm, setup.weights, setup.seed, dtype, str(device)))
+        return model, BlockPool(setup.llm, blocks, block_tokens, model.dtype, device)
 
     def close(self) -> None:
         """Listen no more, and end the other ranks, if there are any."""

@@ -152,8 +152,6 @@ def test_what_cannot_run_is_refused_before_any_process_starts() -> None:
         execute(plan.replace(replicas=(plan.replicas[0].replace(pp=2),)), workload)
     with pytest.raises(SpecError, match="2 KV heads and a feed-forward of 128, which 4 ranks cannot share evenly"):
         execute(plan.replace(replicas=(plan.replicas[0].replace(tp=4),)), workload)
-    with pytest.raises(SpecError, match="replica 'r0' has tp 2; ranks share a replica on cpu workers only"):
-        execute(plan.replace(replicas=(plan.replicas[0].replace(tp=2),)), workload, device="cuda")
     short = PlanLlm(name="tiny", shape=TINY.replace(max_positions=128))
     with pytest.raises(SpecError, match=r"reaches 200 tokens; tiny has positions for 128. Shorten the workload"):
         execute(plan.replace(llms=(short,)), workload)

@@ -19,20 +19,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rank_processes import ended, ranks_of
 from saboteur import Fault, Saboteur
-from small_llms import ALL
+from small_llms import ALL, QWEN3
 from strategies import workloads
 from undisturbed import SEED, exact_setups, run_on, undisturbed_tokens
 
-from optsched.batching.state import HIDDEN
+from optsched.batching.state import HIDDEN, KV
 from optsched.domain.llm import Llm
 from optsched.domain.plan import Plan
 from optsched.domain.scenario import EngineSpec
 from optsched.domain.workload import Workload
+from optsched.runtime.cache import BlockPool
 from optsched.runtime.messages import FromWorker, Incident, Prefilled, Receive, Received, Report, Send, Sent, StartTurn, TurnEnded
 from optsched.runtime.model.shard import shard_llm, shard_weights
 from optsched.runtime.model.transformer import Transformer
 from optsched.runtime.model.weights import random_weights
 from optsched.runtime.prompts import prompt_tokens
+from optsched.runtime.rank_pool import FirstPool, RankPool
+from optsched.runtime.ranks import Member
 
 SIZES = make_workload([[(60, 12), (60, 12)]], [0.0])
 
@@ -180,6 +183,45 @@ def test_two_ranks_hold_as_hidden_cache_what_their_pool_could_not_hold_as_kv(fle
     controller = check(fleet, [Course(290, 6, hidden=False, source=2, target=0)])
     assert controller.told[0].cache == HIDDEN
     assert controller.received[0].num_bytes == 10 * BLOCK_BYTES
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks take two GPUs")
+def test_two_ranks_on_gpus_yield_the_tokens_of_one_from_both_kinds_of_cache() -> None:
+    with Saboteur(exact_setups(PLAN, SIZES, device="cuda")) as started:
+        check(started, [Course(50, 6, hidden, source, 1 - source) for hidden in (False, True) for source in (0, 1)])
+
+
+class Pair:
+    """Two ranks of which nobody listens."""
+
+    size = 2
+
+
+@settings(max_examples=30)
+@given(hidden_size=st.sampled_from([32, 40, 48]), hidden=st.booleans(), seed=st.integers(0, 9))
+def test_whole_blocks_fall_apart_into_what_each_rank_stores_and_fit_together_again(
+    hidden_size: int, hidden: bool, seed: int
+) -> None:
+    llm, cache = QWEN3.replace(hidden_size=hidden_size), HIDDEN if hidden else KV
+    whole = BlockPool(llm, 3, 5, torch.float64, "cpu")
+    parts = [RankPool(llm, 3, 5, torch.float64, torch.device("cpu"), Member(), rank, 2) for rank in range(2)]
+    first = FirstPool(llm, 3, 5, torch.float64, torch.device("cpu"), Pair())  # type: ignore[arg-type]
+    tokens = 3 * (whole.hidden_tokens if hidden else 5)
+    block, offset = torch.arange(tokens) // (tokens // 3), torch.arange(tokens) % (tokens // 3)
+    generator, blocks = torch.Generator().manual_seed(seed), np.array([2, 0, 1])
+    for layer in range(llm.num_layers):
+        x = torch.randn(tokens, hidden_size, dtype=torch.float64, generator=generator)
+        key_value = torch.randn(tokens, 2, llm.num_kv_heads, llm.head_dim, dtype=torch.float64, generator=generator)
+        for pool in (whole, *parts):
+            if hidden:
+                pool.write_hidden(layer, block, offset, x)
+            else:
+                heads = slice(None) if pool is whole else slice(parts.index(pool), parts.index(pool) + 1)
+                pool.write_kv(layer, block, offset, key_value[:, :, heads])
+    content = whole.export_blocks(blocks, cache)
+    divided = first._divided(content, cache)
+    assert all(torch.equal(each, part.copy_blocks(blocks)) for each, part in zip(divided, parts, strict=True))
+    assert torch.equal(first._joined(divided, cache), content)
 
 
 @pytest.mark.parametrize("victim", ["first rank", "second rank"])

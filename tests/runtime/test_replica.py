@@ -19,7 +19,7 @@ from optsched.domain.workload import Workload
 from optsched.runtime.cache import BlockPool
 from optsched.runtime.messages import Incident, Limits, Prefilled, Receive, Report, StartTurn, TurnEnded
 from optsched.runtime.model.transformer import Transformer
-from optsched.runtime.model.weights import random_weights
+from optsched.runtime.model.weights import moved_weights, random_weights
 from optsched.runtime.observation import merge_steps
 from optsched.runtime.prompts import prompt_tokens
 from optsched.runtime.recorder import Clock, Recorder
@@ -27,6 +27,7 @@ from optsched.runtime.replica import Replica
 from optsched.runtime.step import forward
 
 SEED = 4
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
 MODELS = {llm.name + str(llm.hidden_ratio): Transformer(llm, random_weights(llm, 2, torch.float64, std=0.3)) for llm in ALL}
 
 
@@ -34,10 +35,12 @@ def model_of(llm: Llm) -> Transformer:
     return MODELS[llm.name + str(llm.hidden_ratio)]
 
 
-def make_replica(llm: Llm, kv_blocks: int, policy: str = "vllm-chunked", budget: int = 32, rho: float = 0.0) -> Replica:
+def make_replica(
+    llm: Llm, kv_blocks: int, policy: str = "vllm-chunked", budget: int = 32, rho: float = 0.0, device: str = "cpu"
+) -> Replica:
     limits = Limits(policy, 16, 0, budget, 8, rho, 1.0, 1.0, NO_PARAMETERS)
-    model = model_of(llm)
-    pool = BlockPool(llm, kv_blocks, 16, model.dtype, "cpu")
+    model = Transformer(llm, moved_weights(model_of(llm).weights, torch.device(device)))
+    pool = BlockPool(llm, kv_blocks, 16, model.dtype, device)
     return Replica(0, model, pool, limits, SEED, Clock(), Recorder())
 
 
@@ -163,10 +166,11 @@ def test_a_step_records_what_it_computed_and_read() -> None:
     assert np.all(steps.end_s > steps.start_s)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cache", [KV, HIDDEN])
-def test_a_conversation_goes_on_elsewhere_after_its_cache_is_handed_over(cache: int) -> None:
+def test_a_conversation_goes_on_elsewhere_after_its_cache_is_handed_over(cache: int, device: str) -> None:
     workload = Workload(np.arange(1), np.zeros(1), np.array([0, 2]), np.array([35, 4]), np.array([5, 3]), np.zeros(2))
-    here, there = make_replica(QWEN3, 30), make_replica(QWEN3, 30)
+    here, there = make_replica(QWEN3, 30, device=device), make_replica(QWEN3, 30, device=device)
     start = first_turn(workload, 0, cache == HIDDEN, stays=False)
     here.start_turn(start)
     while here.has_work:
@@ -186,7 +190,7 @@ def test_a_conversation_goes_on_elsewhere_after_its_cache_is_handed_over(cache: 
         if any(isinstance(news, TurnEnded) and news.turn == 0 for news in reports[-1].news):
             there.start_turn(first_turn(workload, 1))
     assert steps_of(reports[1:]).prefill_tokens.sum() == 5
-    assert_tokens_are_those_of_the_bare_llm(there.model, workload, reports)
+    assert_tokens_are_those_of_the_bare_llm(model_of(QWEN3), workload, reports)
 
 
 def test_a_pool_without_room_makes_a_handed_over_cache_wait() -> None:

@@ -13,6 +13,7 @@ from optsched.domain.plan import Plan
 from optsched.domain.workload import Workload
 from optsched.runtime.cluster import _Run
 from optsched.runtime.fleet import Fleet
+from optsched.runtime.gpus import on_gpus
 from optsched.runtime.messages import Setup
 from optsched.runtime.model.transformer import Transformer
 from optsched.runtime.model.weights import random_weights
@@ -24,9 +25,10 @@ SEED = 3
 _MODEL = Transformer(TINY, random_weights(TINY, SEED, torch.float64))
 
 
-def exact_setups(plan: Plan, workload: Workload, patience_s: float = 60.0) -> list[Setup]:
+def exact_setups(plan: Plan, workload: Workload, patience_s: float = 60.0, device: str = "cpu") -> list[Setup]:
     """Return setups of workers that compute in float64."""
-    return [replace(setup, double=True) for setup in worker_setups(plan, workload, SEED, "cpu", patience_s)]
+    setups = [replace(setup, double=True) for setup in worker_setups(plan, workload, SEED, device, patience_s)]
+    return setups if device == "cpu" else on_gpus(setups, torch.cuda.device_count())
 
 
 def undisturbed_tokens(workload: Workload) -> np.ndarray:

@@ -86,6 +86,28 @@ def torch_dtype(llm: Llm) -> torch.dtype:
     return _DTYPES[llm.dtype]
 
 
+def moved_weights(weights: Weights, device: torch.device) -> Weights:
+    """Return the same weights on a device; those that are tied stay so."""
+
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    layers = tuple(
+        LayerWeights(
+            attention_norm=layer.attention_norm.to(device), attention_norm_bias=moved(layer.attention_norm_bias),
+            qkv=layer.qkv.to(device), qkv_bias=moved(layer.qkv_bias), q_norm=moved(layer.q_norm), k_norm=moved(layer.k_norm),
+            out=layer.out.to(device), out_bias=moved(layer.out_bias),
+            ffn_norm=layer.ffn_norm.to(device), ffn_norm_bias=moved(layer.ffn_norm_bias),
+            up=layer.up.to(device), up_bias=moved(layer.up_bias), down=layer.down.to(device), down_bias=moved(layer.down_bias),
+        )
+        for layer in weights.layers
+    )  # fmt: skip
+    embedding = weights.embedding.to(device)
+    head = embedding if weights.head is weights.embedding else weights.head.to(device)
+    final = weights.final_norm.to(device), moved(weights.final_norm_bias)
+    return Weights(embedding, moved(weights.positions), layers, *final, head)
+
+
 def random_weights(
     llm: Llm, seed: int, dtype: torch.dtype | None = None, device: str = "cpu", std: float = INITIAL_STD
 ) -> Weights:

@@ -12,6 +12,7 @@ from optsched.batching.state import HIDDEN, KV, Counts, Engine
 from optsched.domain.journal import Decided, Forgotten, Landed, RoomMade, Stayed, TakenOut, TurnQueued
 from optsched.runtime.attention import Batch
 from optsched.runtime.cache import BlockPool
+from optsched.runtime.graphs import decode_graphs
 from optsched.runtime.messages import Incident, Limits, Prefilled, Receive, StartTurn, TurnEnded
 from optsched.runtime.model.transformer import Transformer
 from optsched.runtime.prompts import prompt_tokens
@@ -35,6 +36,11 @@ class Replica:
         Seed of the prompts.
     clock, recorder
         What it reads the time from, and where it notes what it did.
+
+    Attributes
+    ----------
+    graphs
+        What replays decode steps on a GPU; None elsewhere.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class Replica:
     ) -> None:
         self.index, self.model, self.pool, self.limits, self.seed = index, model, pool, limits, seed
         self.clock, self.recorder = clock, recorder
+        self.graphs = decode_graphs(model, pool, limits.max_sequences)
         self.slots = Slots(pool.num_blocks)
         self.running: list[int] = []
         self.waiting: list[int] = []
@@ -161,7 +168,7 @@ class Replica:
             return None
         busy = count_busy()
         batch, row = self._compose(scheduled)
-        following = step(self.model, self.pool, batch)
+        following = self._compute(batch)
         end_s = self.clock.now()
         self._postprocess(scheduled, batch, following, now_s, end_s)
         self.recorder.step((self.index, start_s, end_s, *row, busy))
@@ -169,6 +176,11 @@ class Replica:
             columns = np.transpose((self.slots.conversation[scheduled], batch.new, batch.cache)).tolist()
             self.recorder.enter(Decided(now_s, end_s, free_blocks, tuple((c, n, kind) for c, n, kind in columns), evicted))
         return end_s
+
+    def _compute(self, batch: Batch) -> Int64[Array, " B"]:
+        if self.graphs is not None and (size := self.graphs.size_for(batch)) is not None:
+            return self.graphs.step(batch, size)
+        return step(self.model, self.pool, batch)
 
     def _schedule(self, now_s: float) -> tuple[Int64[Array, " n"], tuple[int, ...]]:
         """Ask the policy, apply its evictions, and return the scheduled slots and the evicted conversations in queue order."""

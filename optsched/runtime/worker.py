@@ -275,7 +275,12 @@ class Worker:
 
 
 def warm_up(replica: Replica, setup: Setup) -> None:
-    """Execute one step of every shape class, on conversations that leave no trace: chunks, decodes, both kinds of cache."""
+    """Execute one step of every shape class, on conversations that leave no trace: chunks, decodes, both kinds of cache.
+
+    A GPU first records decode steps of the common sizes.
+    """
+    if replica.graphs is not None:
+        replica.graphs.warm_up()
     budget = setup.limits.max_batched_tokens
     room = (setup.kv_blocks // 4) * setup.limits.block_tokens
     long = max(1, min(budget + budget // 2, setup.llm.max_positions - 8, room - 8))

@@ -70,7 +70,7 @@ def assert_same_caches(ours: BlockPool, theirs: BlockPool, batch: Batch) -> None
 CONTEXTS = st.lists(st.integers(0, 27), min_size=1, max_size=8)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     index=st.integers(0, len(ALL) - 1), contexts=CONTEXTS, spare=st.tuples(st.integers(0, 5), st.integers(0, 12)),
     seed=st.integers(0, 2**20),
@@ -87,7 +87,7 @@ def test_a_padded_step_gives_the_tokens_and_the_caches_of_the_step_of_any_batch(
     assert_same_caches(ours, theirs, batch)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(index=st.integers(0, len(ALL) - 1), contexts=CONTEXTS, seed=st.integers(0, 2**20))
 def test_in_float32_a_padded_step_gives_logits_within_1e_4(index: int, contexts: list[int], seed: int) -> None:
     model, rng = MODELS[index, torch.float32], np.random.default_rng(seed)

@@ -164,4 +164,5 @@ def test_a_replica_that_replays_its_decodes_says_the_tokens_of_the_bare_llm(
     assert_tokens_are_those_of_the_bare_llm(model_of(llm), workload, reports)
     steps = steps_of(reports)
     decodes = (steps.prefill_tokens == 0) & (steps.hidden_tokens == 0)
-    assert tape.replays >= decodes.sum()
+    if len(replica.graphs.widths) == 1:  # then no padded table exceeds the pool
+        assert tape.replays >= decodes.sum()

@@ -18,7 +18,7 @@ def calibrate(
     log: Annotated[Path | None, Parameter(name="--from")] = None,
     llm: tuple[str, ...] = ("demo-qwen3",),
     replicas: int = 3,
-    seconds: float = 10.0,
+    seconds: float = 9.0,
     seed: int = _SEED,
     device: Literal["cpu", "cuda"] = "cpu",
     out: Path | None = None,

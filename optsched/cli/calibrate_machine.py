@@ -69,19 +69,23 @@ def calibrate_machine(
 
 
 def _measure(gpu: Gpu, llm: Llm, replicas: int, seed: int, budget_s: float, device: str) -> tuple[Measured, FitReport]:
+    from concurrent.futures import ThreadPoolExecutor
+
     from optsched import catalog
     from optsched.cost.jitter import fit_shared_law
     from optsched.cost.tables import step_law
     from optsched.domain.hardware import Tier
     from optsched.runtime.measure import measure_steps
 
-    with progress(f"measuring {llm.name}", total=budget_s) as advance:
-        measured = measure_steps(
-            llm, replicas=range(1, replicas + 1), seed=seed, seconds_budget=budget_s, device=device, progress=advance
-        )
     bare = gpu.replace(step_laws=())
-    prior = step_law(llm, Tier(bare, bare.datasheet.power_w), link=catalog.link(bare.datasheet.interconnect))
-    return measured, fit_shared_law(measured.steps, measured.durations_s, prior=prior, seed=seed)
+    tier, link = Tier(bare, bare.datasheet.power_w), catalog.link(bare.datasheet.interconnect)
+    with progress(f"measuring {llm.name}", total=budget_s) as advance, ThreadPoolExecutor(1) as beside:
+        prior = beside.submit(step_law, llm, tier, link=link)  # while the workers start, which takes about as long
+        measured = measure_steps(
+            llm, replicas=range(1, replicas + 1), seed=seed, seconds_budget=budget_s, device=device, progress=advance,
+            once_warm=prior.result,
+        )  # fmt: skip
+    return measured, fit_shared_law(measured.steps, measured.durations_s, prior=prior.result(), seed=seed)
 
 
 def _link(gpu: Gpu, measured: Measured, how: str) -> Link | None:

@@ -10,6 +10,9 @@ import numpy as np
 from optsched.domain.llm import Llm
 from optsched.domain.scenario import EngineSpec
 
+_APPENDS, _APPENDED = 6, 64
+"""Later turns of a conversation that grows as agents' do, and their longest prompt."""
+
 
 def longest_prompt(llm: Llm, engine: EngineSpec, kv_blocks: int) -> int:
     """Return the longest prompt worth measuring: some chunks, within positions and pool."""
@@ -25,7 +28,9 @@ class Conversation:
 
 
 class Episodes:
-    """Groups of conversations that together make all kinds of steps: chunks, decodes, both at once, hidden cache.
+    """Groups of conversations that together make all kinds of steps.
+
+    They are chunks, short turns on what was said, decodes, several of these at once, and hidden cache.
 
     Parameters
     ----------
@@ -40,8 +45,9 @@ class Episodes:
         self._pool = kv_blocks * engine.block_tokens
         self._longest = longest_prompt(llm, engine, kv_blocks)
         self._most = min(32, engine.max_sequences, self._pool // 64)
-        self._kinds = (self._prefills, self._decodes, self._mix, self._decodes) + (
-            (self._hidden,) if llm.hidden_ratio < 1 else ()
+        self._hybrid = llm.hidden_ratio < 1
+        self._kinds = (self._prefills, self._decodes, self._mix, self._decodes, self._appends) + (
+            (self._hidden,) if self._hybrid else ()
         )
 
     def __iter__(self) -> Iterator[list[Conversation]]:
@@ -65,10 +71,13 @@ class Episodes:
 
     def _mix(self) -> list[Conversation]:
         first = self._decodes()[:8]
-        late = Conversation(
-            ((1, 4), (self._length(8, self._longest), 2)), hidden=bool(self._rng.integers(2)) and len(self._kinds) > 4
-        )
+        late = Conversation(((1, 4), (self._length(8, self._longest), 2)), hidden=bool(self._rng.integers(2)) and self._hybrid)
         return [*first, late]
+
+    def _appends(self) -> list[Conversation]:
+        beside = self._decodes()[: int(self._rng.integers(3))]
+        later = tuple((self._length(1, _APPENDED), 2) for _ in range(_APPENDS))
+        return [*beside, Conversation(((self._length(self._longest / 16, self._longest / 2), 2), *later), hidden=False)]
 
     def _hidden(self) -> list[Conversation]:
         return self._decodes(hidden=True)

@@ -134,7 +134,7 @@ class Exchange:
         """Answer one request for a cache; the offer stands until the other side has confirmed it."""
         with connection:
             try:
-                connection.settimeout(self._patience_s)
+                wait_at_most(connection, self._patience_s)
                 secret, transfer = _HEADER.unpack(_read(connection, _HEADER.size))
                 content = self._offered(transfer) if secret == self._secret else None
                 if content is None:
@@ -160,6 +160,7 @@ class Exchange:
         try:
             content = self._memory(shape, dtype)
             with socket.create_connection(address, timeout=self._patience_s) as connection:
+                wait_at_most(connection, self._patience_s)
                 connection.sendall(_HEADER.pack(self._secret, transfer))
                 data = _bytes_of(content)
                 (size,) = _SIZE.unpack(_read(connection, _SIZE.size))
@@ -171,6 +172,18 @@ class Exchange:
         except (OSError, RuntimeError, MemoryError) as error:
             self.came.append(Came(transfer, None, self._clock.now(), " ".join(str(error).split()) or type(error).__name__))
         self.ring()
+
+
+def wait_at_most(connection: socket.socket, seconds: float) -> None:
+    """Have the system give up on a line that stays silent for so long, or takes nothing for so long.
+
+    Python's own time-outs pass data in pieces, and each takes the interpreter's lock, which a worker that decodes rarely gives
+    away; a call of the system moves a whole cache without it.
+    """
+    connection.settimeout(None)
+    limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def _bytes_of(content: Tensor) -> memoryview:
@@ -187,7 +200,10 @@ def _read(connection: socket.socket, count: int) -> bytes:
 def _fill(connection: socket.socket, buffer: bytearray | memoryview) -> None:
     view, done = memoryview(buffer), 0
     while done < len(view):
-        count = connection.recv_into(view[done:])
+        try:
+            count = connection.recv_into(view[done:], 0, socket.MSG_WAITALL)
+        except BlockingIOError as error:
+            raise TimeoutError("timed out") from error
         if not count:
             raise ConnectionResetError("the other side closed the connection")
         done += count

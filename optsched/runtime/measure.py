@@ -53,11 +53,12 @@ def measure_steps(
     *,
     replicas: Sequence[int] = (1, 2, 3),
     seed: int = 0,
-    seconds_budget: float = 10.0,
+    seconds_budget: float = 9.0,
     engine: EngineSpec | None = None,
     policy: str = "vllm-chunked",
     device: str = "cpu",
     progress: Callable[[float, float], None] | None = None,
+    once_warm: Callable[[], object] | None = None,
 ) -> Measured:
     """Run random conversations on real workers and time every step and hand-over.
 
@@ -80,6 +81,8 @@ def measure_steps(
         ``cpu`` or ``cuda``.
     progress
         Called with seconds done and in all.
+    once_warm
+        Called when the workers are warm, before anything is timed.
 
     Raises
     ------
@@ -96,6 +99,8 @@ def measure_steps(
     if device != "cpu":
         setups = on_gpus(setups, torch.cuda.device_count())
     with Fleet(setups) as fleet:
+        if once_warm is not None:
+            once_warm()
         run = Measuring(fleet, llm, engine, setups[0].kv_blocks, seed)
         # Interleaved, so that a drift of the machine's speed does not look like a slow-down by neighbours.
         levels = sorted(replicas) * _ROUNDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,10 +32,13 @@ from optsched.runtime.observation import merge_steps
 from optsched.runtime.prompts import prompt_tokens
 
 Array = np.ndarray
-_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 8
-_BESIDES = (0, 1, 3)
-"""Conversations beside one that moves: none; one that is computed; one that is decoded, too, and one to spare."""
-_DECODED_TOKENS = 16
+_MOST_ROUNDS = 8
+_WAYS = ((0, 2, 1), (1, 2, 1), (3, 48, 2))
+"""Conversations beside one that moves, tokens that each decodes, and conversations of each size.
+
+Alone; while another is computed; while another is computed and another decoded.
+"""
+_UNCOUNTED = 2
 
 
 class Measuring:
@@ -84,19 +88,27 @@ class Measuring:
 
         So caches move as in a plan that has prefillers: between idle workers, while the source computes the next prompt, and
         while the target decodes what came before, too, when they take several times as long. It takes so many seconds, but moves
-        each size in each of these ways twice at least.
+        each size in each of these ways at least once. The first moves of all do not count: the system is slow to give the
+        processes fresh memory.
         """
-        sizes = np.unique(np.maximum(1, self._longest // np.array([1 << 20, 16, 4, 2, 1]))).tolist()
+        sizes = np.unique(np.maximum(1, self._longest // np.array([1 << 20, 16, 4, 2, 1])))[::-1].tolist()
+        for _ in range(_UNCOUNTED):
+            self._one_by_one(sizes[:1], besides=0, output_tokens=2)
+        self._moves.clear()
         began_s, rounds = self._now(), 0
-        while rounds < _FEWEST_ROUNDS or (self._now() < began_s + seconds and rounds < _MOST_ROUNDS):
+        while not rounds or (self._now() < began_s + seconds and rounds < _MOST_ROUNDS):
             rounds += 1
-            for besides in _BESIDES:
-                for size in sizes:
-                    self._start(0, Conversation(((size, _DECODED_TOKENS),), hidden=False), stays=False)
-                    while len(self._open) > besides:
-                        self._move()
-                while self._open:
-                    self._move()
+            for besides, output_tokens, times in _WAYS:
+                self._one_by_one(sizes * times, besides, output_tokens)
+
+    def _one_by_one(self, sizes: Sequence[int], besides: int, output_tokens: int) -> None:
+        """Start a conversation of each size in turn, so that at most so many are under way beside it, and wait for all."""
+        for size in sizes:
+            self._start(0, Conversation(((size, output_tokens),), hidden=False), stays=False)
+            while len(self._open) > besides:
+                self._move()
+        while self._open:
+            self._move()
 
     def _move(self) -> None:
         """Take in what the workers report, and hand over the caches of prompts that are computed."""

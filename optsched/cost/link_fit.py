@@ -47,9 +47,10 @@ def fit_link(num_bytes: Float64[Array, " X"], seconds: Float64[Array, " X"], bus
 
     Notes
     -----
-    Relative error finds the shape, but it follows quick hand-overs: those that wait for a core while others compute are rare, and
-    much of the time in all. So latency, rate and slow-downs are set so that the total time at each number of busy replicas is
-    right, as `optsched.cost.calibrate.fit_step_law` does with steps.
+    Relative error finds the shape, but it follows quick hand-overs. So latency, rate and slow-downs are set to the geometric mean
+    of measured over foreseen at each number of busy replicas. Steps are set by their total time
+    (`optsched.cost.calibrate.fit_step_law`), but of hand-overs there are dozens, not a thousand, and a single one that waited
+    for a core as long as six others took would decide.
     """
     if not len(seconds) or not np.all(seconds > 0):
         raise ProblemError("every hand-over must take some time, and there must be one; measure with two workers at least")
@@ -67,10 +68,11 @@ def _slowdowns(
     seconds: Float64[Array, " X"], foreseen: Float64[Array, " X"], busy: Int64[Array, " X"]
 ) -> tuple[float, tuple[float, ...]]:
     often = [number for number in range(int(busy.max()) + 1) if (busy == number).sum() >= FEWEST_HANDOVERS]
+    ratio = np.log(seconds / foreseen)
     if not often:
-        return float(seconds.sum() / foreseen.sum()), (1.0,)
-    at = [busy == number if number in often else np.zeros(len(busy), bool) for number in range(often[-1] + 1)]
-    return slowdown_of([(float(seconds[chosen].sum()), float(foreseen[chosen].sum())) for chosen in at])
+        return float(np.exp(ratio.mean())), (1.0,)
+    levels = range(often[-1] + 1)
+    return slowdown_of([(float(np.exp(ratio[busy == k].mean())), 1.0) if k in often else (0.0, 0.0) for k in levels])
 
 
 def fit_logged_link(log: ExecutionLog, plan: Plan, gpu: Gpu) -> LinkFit | None:

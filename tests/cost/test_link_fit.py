@@ -26,12 +26,20 @@ def test_exact_hand_overs_give_latency_and_rate_back(latency_s: float, bytes_per
 
 
 @given(seconds=st.lists(st.floats(1e-4, 10.0), min_size=5, max_size=5))
-def test_whatever_the_hand_overs_took_their_total_is_right(seconds: list[float]) -> None:
+def test_whatever_the_hand_overs_took_the_level_is_their_geometric_mean(seconds: list[float]) -> None:
     took = np.array(seconds)
     fit = fit_link(SIZES, took)
     assert fit.latency_s >= 0
     if fit.latency_s < took.mean():  # otherwise the sizes say nothing, and the rate is that of the quickest
-        assert (fit.latency_s + SIZES / fit.bytes_per_s).sum() == pytest.approx(took.sum())
+        assert np.log(took / (fit.latency_s + SIZES / fit.bytes_per_s)).mean() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_one_hand_over_that_waited_long_does_not_decide() -> None:
+    took = np.tile(1e-3 + SIZES / 2e9, 4)
+    sizes = np.tile(SIZES, 4)
+    took[7] *= 20
+    fit = fit_link(sizes, took)
+    assert fit.latency_s + sizes / fit.bytes_per_s == pytest.approx(1e-3 + sizes / 2e9, rel=0.35)
 
 
 def test_hand_overs_of_one_size_say_how_long_they_take() -> None:

@@ -83,7 +83,7 @@ def run(
     plan = files.load_plan(plan_file)
     if weights is not None:
         plan = plan.replace(llms=tuple(llm.replace(weights=str(weights)) for llm in plan.llms))
-    check_device(device)
+    check_device(device if backend == "local" else "cpu")  # of a Ray cluster its nodes say what they have
     if chat is not None:
         from optsched.cli.answers import answer_file
 

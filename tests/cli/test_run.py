@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import socket
+from importlib.util import find_spec
 
 import pytest
 from factories import LAW, NOTHING, make_plan
@@ -91,6 +93,15 @@ def test_errors_are_relative_to_what_was_observed() -> None:
     metrics = small_plan().predicted
     observed = metrics.replace(makespan_s=2.0, ttft_s=NOTHING)
     assert relative_errors(metrics, observed) == {"makespan_s": -0.5}
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra 'ray')")
+def test_of_a_ray_cluster_s_gpus_its_nodes_decide_not_this_machine(tmp_path, monkeypatch, capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as freed:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{freed.getsockname()[1]}")
+    files.save(small_plan(), "plan", tmp_path / "plan.json")
+    assert invoke(["run", str(tmp_path / "plan.json"), "--backend", "ray", "--device", "cuda"]) == 1
+    assert "no Ray cluster answers at" in _last_line(capsys)
 
 
 def test_run_refuses_a_missing_device_and_a_time_limit_of_nothing(tmp_path, capsys) -> None:

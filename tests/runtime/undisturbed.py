@@ -49,11 +49,17 @@ def _state() -> dict[str, torch.Tensor]:
     }
 
 
-_MODEL = Transformer(TINY, load_state_dict_from_hf(TINY, _state(), torch.float64))
+def bare_model(dtype: torch.dtype) -> Transformer:
+    """Return the tiny llm with those weights."""
+    return Transformer(TINY, load_state_dict_from_hf(TINY, _state(), dtype))
+
+
+_MODEL = bare_model(torch.float64)
 
 
 @functools.cache
-def _weights_folder() -> str:
+def weights_folder() -> str:
+    """Return a folder with those weights in float32."""
     folder = tempfile.mkdtemp(prefix="optsched-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     save_file(_state(), f"{folder}/model.safetensors")
@@ -63,7 +69,7 @@ def _weights_folder() -> str:
 def exact_setups(plan: Plan, workload: Workload, patience_s: float = 60.0, device: str = "cpu") -> list[Setup]:
     """Return setups of workers that compute in float64."""
     setups = worker_setups(plan, workload, SEED, device, patience_s)
-    setups = [replace(setup, double=True, weights=_weights_folder()) for setup in setups]
+    setups = [replace(setup, double=True, weights=weights_folder()) for setup in setups]
     return setups if device == "cpu" else on_gpus(setups, torch.cuda.device_count())
 
 

@@ -134,7 +134,7 @@ def decoders_only(plan: Plan, blocks: int = 10**6) -> Plan:
 
 def _free(plan: Plan, index: int, blocks: int) -> PlanReplica:
     law = plan.replicas[index].coefficients
-    nothing = {name: 0.0 for name in StepLaw.model_fields if name not in ("gemm_tokens", "gemm_s", "gemm_j", "busy_slowdown")}
+    nothing = {name: 0.0 for name, value in law if isinstance(value, float)}
     zeros = (0.0,) * len(law.gemm_tokens)
     return plan.replicas[index].replace(coefficients=law.replace(**nothing, gemm_s=zeros, gemm_j=zeros), kv_blocks=blocks)
 

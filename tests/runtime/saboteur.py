@@ -19,9 +19,10 @@ from optsched.domain.plan import Plan
 from optsched.domain.scenario import EngineSpec, Role
 from optsched.domain.workload import Workload
 from optsched.runtime.fleet import Fleet
-from optsched.runtime.messages import FromWorker, Receive, Setup, ToWorker
+from optsched.runtime.messages import Died, Drop, Dropped, FromWorker, Receive, Report, Setup, ToWorker
 
 Kind = Literal["kill", "hang", "cut", "silence"]
+_NOBODY = -1
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Saboteur(Fleet):
         self.faults, self.struck, self._messages, self._transfers = list(faults), set(), 0, 0
 
     def renew(self) -> None:
+        self._hear_out()
         lost = {index for index in range(self.size) if not self.lives(index)}
         for index in lost:
             self._processes[index].join(10.0)
@@ -61,6 +63,19 @@ class Saboteur(Fleet):
             ((self._processes[index], self._connections[index]),) = self._launcher.start([self._setups[index]])
         self._gone -= lost
         self._await_ready(set(lost))
+
+    def _hear_out(self) -> None:
+        """Take in what workers still say of the run before, which the next would misread: nobody waits for a dropped copy."""
+        silent = {index for index in range(self.size) if self.lives(index)}
+        for index in silent:
+            super().send(index, Drop(_NOBODY, _NOBODY))
+        deadline_s = time.monotonic() + 60.0
+        while silent and time.monotonic() < deadline_s:
+            for index, message in super().receive(1.0):
+                told = message.news if isinstance(message, Report) else ()
+                if isinstance(message, Died) or any(isinstance(news, Dropped) and news.number == _NOBODY for news in told):
+                    silent.discard(index)
+        assert not silent
 
     def send(self, index: int, message: ToWorker) -> None:
         if isinstance(message, Receive):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Self
 
 from optsched.batching.policies.dispatch import compiled_policy
 from optsched.errors import WorkerError
-from optsched.runtime.handover import SECRET_BYTES
+from optsched.runtime.handover import SECRET_BYTES, limit_waiting
 from optsched.runtime.messages import Died, Failed, FromWorker, Ready, Setup, Stop, ToWorker, Zero
 from optsched.runtime.processes import Launcher, LocalProcesses, WorkerProcess
 
@@ -180,7 +179,7 @@ def _limit_sending(connection: Connection) -> None:
     """Let nobody wait for ever on a process that does not read."""
     line = socket.socket(fileno=connection.fileno())
     try:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_LIMIT_S, 0))
+        limit_waiting(line, _SEND_LIMIT_S, socket.SO_SNDTIMEO)
     finally:
         line.detach()
 

@@ -25,6 +25,7 @@ from optsched.runtime.recorder import Clock
 _HEADER = struct.Struct("!32sq")
 _SIZE = struct.Struct("!q")
 _THANKS = b"!"
+_BOTH_WAYS = (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)
 SECRET_BYTES = 32
 
 
@@ -134,7 +135,8 @@ class Exchange:
         """Answer one request for a cache; the offer stands until the other side has confirmed it."""
         with connection:
             try:
-                wait_at_most(connection, self._patience_s)
+                connection.settimeout(None)
+                limit_waiting(connection, self._patience_s, *_BOTH_WAYS)
                 secret, transfer = _HEADER.unpack(_read(connection, _HEADER.size))
                 content = self._offered(transfer) if secret == self._secret else None
                 if content is None:
@@ -160,7 +162,8 @@ class Exchange:
         try:
             content = self._memory(shape, dtype)
             with socket.create_connection(address, timeout=self._patience_s) as connection:
-                wait_at_most(connection, self._patience_s)
+                connection.settimeout(None)
+                limit_waiting(connection, self._patience_s, *_BOTH_WAYS)
                 connection.sendall(_HEADER.pack(self._secret, transfer))
                 data = _bytes_of(content)
                 (size,) = _SIZE.unpack(_read(connection, _SIZE.size))
@@ -174,16 +177,14 @@ class Exchange:
         self.ring()
 
 
-def wait_at_most(connection: socket.socket, seconds: float) -> None:
-    """Have the system give up on a line that stays silent for so long, or takes nothing for so long.
+def limit_waiting(connection: socket.socket, seconds: float, *options: int) -> None:
+    """Have the system give up on a line that says nothing (``SO_RCVTIMEO``) or takes nothing (``SO_SNDTIMEO``) for so long.
 
     Python's own time-outs pass data in pieces, and each takes the interpreter's lock, which a worker that decodes rarely gives
     away; a call of the system moves a whole cache without it.
     """
-    connection.settimeout(None)
-    limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        connection.setsockopt(socket.SOL_SOCKET, option, limit)
+    for option in options:
+        connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
 def _bytes_of(content: Tensor) -> memoryview:

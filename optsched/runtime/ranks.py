@@ -1,14 +1,14 @@
 """Tensor parallelism inside a replica: the first rank is the worker; the others compute what it tells them to.
 
 Every rank holds its heads' part of weights and KV cache, and partial results are summed twice per layer, by gloo or, on
-GPUs, NCCL. The
-first rank alone schedules, samples and talks with the controller; it hands each batch to the others over a line of its own,
-whose end they take as their own end.
+GPUs, NCCL. The first rank alone schedules, samples and talks with the controller; it hands each batch to the others over a line
+of its own, whose end they take as their own end.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -115,11 +115,17 @@ def follow(line: Connection) -> None:
     model = sharded_model(setup, rank, group)
     pool = RankPool(setup.llm, setup.kv_blocks, setup.limits.block_tokens, model.dtype, model.device, group, rank, setup.tp)
     _meet(meeting, rank, setup)
-    while True:
-        command: Batch | Export | Import = line.recv()
-        if isinstance(command, Batch):
-            residual_stream(model, pool, command)
-        elif isinstance(command, Export):
-            pool.send(command.blocks)
-        else:
-            pool.take(command.blocks)
+    try:
+        while True:
+            _obey(line.recv(), model, pool)
+    finally:
+        shutil.rmtree(Path(meeting).parent, ignore_errors=True)  # the first rank may have been killed
+
+
+def _obey(command: Batch | Export | Import, model: Transformer, pool: RankPool) -> None:
+    if isinstance(command, Batch):
+        residual_stream(model, pool, command)
+    elif isinstance(command, Export):
+        pool.send(command.blocks)
+    else:
+        pool.take(command.blocks)

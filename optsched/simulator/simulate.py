@@ -36,7 +36,8 @@ def simulate(
     workload
         The conversations.
     seed
-        Recorded in the log; today's policies draw nothing at random.
+        Recorded in the log. Nothing is drawn at random: policies draw nothing, and how steps of a shared host scatter follows
+        from their numbers (`optsched.placement.step_time.jitter`).
     record_steps
         Keep every step in the log (needed by `ExecutionLog.violations` for tokens and by calibration).
     record_tokens
